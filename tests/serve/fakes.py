@@ -1,0 +1,96 @@
+"""A scripted engine with the real one's interface, and live servers for tests of `serve` and `studio`."""
+
+import random
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from wenfang.core.errors import InputError
+from wenfang.engine import Delta, SamplingParams
+from wenfang.model import Decoder, DecoderConfig, save_model
+from wenfang.serve import claim_port, url_of
+from wenfang.tokenizer import Tokenizer
+
+CHARACTERS = "春江潮水連海平海上明月共潮生灩灩隨波千萬里何處無"
+
+
+class FakeTokenizer:
+    """A token for each character."""
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(c) for c in text]
+
+    def chat(self, messages: Sequence[dict[str, str]], *, add_generation_prompt: bool) -> list[int]:
+        for i, message in enumerate(messages):
+            if message["role"] not in ("system", "user", "assistant"):
+                raise InputError(f"`messages[{i}].role` is {message['role']!r}")
+        return [ord(c) for m in messages for c in m["content"]]
+
+
+class FakeEngine:
+    """Writes `tokens` characters drawn with the seed, one each `pause_s`; 錯 in the prompt makes it fail."""
+
+    name = "fake-poet"
+    context = 200
+
+    def __init__(self) -> None:
+        self.tokenizer = FakeTokenizer()
+        self.tokens = 12
+        self.pause_s = 0.0
+        self.closed = threading.Event()
+        self.running = self.most_running = 0
+        self.lock = threading.Lock()
+
+    def stream(self, prompt: list[int], params: SamplingParams) -> Iterator[Delta]:
+        text = "".join(map(chr, prompt))
+        if "早錯" in text:
+            raise RuntimeError("out of memory")
+        rng = random.Random(params.seed if params.seed is not None else time.monotonic_ns())
+        limit = min(self.tokens, params.max_tokens or self.tokens)
+        with self.lock:
+            self.running += 1
+            self.most_running = max(self.most_running, self.running)
+        try:
+            for i in range(1, limit + 1):
+                time.sleep(self.pause_s)
+                if "晚錯" in text and i == 3:
+                    raise RuntimeError("the ink ran out")
+                reason = None if i < limit else "length" if limit < self.tokens else "stop"
+                yield Delta(rng.choice(CHARACTERS), reason, i)
+        except GeneratorExit:
+            self.closed.set()
+            raise
+        finally:
+            with self.lock:
+                self.running -= 1
+
+
+@contextmanager
+def live(app: object) -> Iterator[str]:
+    """The base URL of an application that answers on a free port."""
+    import uvicorn
+
+    listener = claim_port("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield url_of(listener)
+    server.should_exit = True
+    thread.join(10)
+    listener.close()
+
+
+def tiny_model(folder: Path, tokenizer: Path) -> Path:
+    """A small random model as a folder."""
+    torch.manual_seed(3)
+    ids = Tokenizer.load(tokenizer)
+    config = DecoderConfig(vocab_size=ids.vocab_size, dim=32, layers=2, heads=4, kv_heads=2, head_dim=8, hidden=48)
+    folder.mkdir()
+    save_model(Decoder(config), folder, tokenizer=tokenizer, end_id=ids.end_id, bos_id=ids.bos_id, card="# tiny\n")
+    return folder

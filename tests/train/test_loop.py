@@ -1,0 +1,201 @@
+"""The loop: documents kept apart, resumption to the bit, and a golden run."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from wenfang.core.errors import DataError, InputError, WenfangError
+from wenfang.core.report import Reporter
+from wenfang.model import Decoder, DecoderConfig, load_model
+from wenfang.model.decoder import causal
+from wenfang.tokenizer import Tokenizer
+from wenfang.train import pretrain, sft
+from wenfang.train.config import OptimizerConfig, PretrainConfig, SftConfig
+from wenfang.train.loss import cross_entropy_sum
+from wenfang.train.optimizer import rate
+from wenfang.train.packing import pack
+
+TINY = {"dim": 16, "layers": 2, "heads": 2, "kv_heads": 1, "head_dim": 8, "hidden": 24, "dtype": "float32"}
+
+
+def config(corpus: Path, tokenizer: Path, **changes: object) -> PretrainConfig:
+    values = {"steps": 30, "batch": 4, "context": 64, "compile": False, "checkpoint_every_s": 1e-6} | TINY | changes
+    return PretrainConfig(corpus=corpus, tokenizer=tokenizer, **values)
+
+
+def test_packed_loss_is_the_loss_of_each_document_alone() -> None:
+    torch.manual_seed(0)
+    model = Decoder(DecoderConfig(vocab_size=50, dim=16, layers=2, heads=2, kv_heads=1, head_dim=8, hidden=24))
+    documents = [(torch.randint(0, 50, (n,)).tolist(), [True] * n) for n in (5, 9, 7, 12)]
+    packed = pack(documents, 32)
+    assert len(packed) == 1  # All four share one row.
+    arrays = (packed.ids_NT, packed.targets_NT, packed.documents_NT, packed.positions_NT)
+    tensors = [torch.from_numpy(a).long() for a in arrays]
+    together = cross_entropy_sum(model, *tensors, torch.float32)
+    alone = torch.zeros(())
+    for ids, _ in documents:
+        row = torch.tensor([ids])
+        logits = model(row[:, :-1], torch.arange(len(ids) - 1)[None], causal)
+        alone += torch.nn.functional.cross_entropy(logits[0], row[0, 1:], reduction="sum")
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_compiled_and_eager_give_the_same_loss_and_gradient() -> None:
+    torch.manual_seed(0)
+    model = Decoder(DecoderConfig(vocab_size=50, dim=16, layers=1, heads=2, kv_heads=1, head_dim=8, hidden=24))
+    packed = pack([(list(range(n)), [True] * n) for n in (12, 20)], 32)
+    arrays = (packed.ids_NT, packed.targets_NT, packed.documents_NT, packed.positions_NT)
+    tensors = [torch.from_numpy(a).long() for a in arrays]
+    results = []
+    for function in (cross_entropy_sum, torch.compile(cross_entropy_sum, dynamic=False)):
+        model.zero_grad()
+        loss = function(model, *tensors, torch.float32)
+        loss.backward()
+        results.append((loss.detach(), model.lm_head.weight.grad.clone()))
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-5)
+
+
+def test_it_learns_what_it_reads(corpus_folder: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
+    summary = pretrain.run(config(corpus_folder, tokenizer_folder, steps=80), tmp_path, Reporter())
+    assert summary["validation_loss"] < 0.5 * math.log(Tokenizer.load(tokenizer_folder).vocab_size)
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+def test_metrics_hold_what_people_watch(corpus_folder: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics.jsonl"
+    pretrain.run(config(corpus_folder, tokenizer_folder), tmp_path, Reporter(metrics_path=metrics))
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    training = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in training] == [10, 20, 30]
+    assert {"bits_per_character", "tokens_per_s", "gflop_per_s", "lr", "seconds"} <= training[0].keys()
+    assert any("validation_loss" in line for line in lines)
+
+
+SCRIPT = """
+import sys, json, time
+from pathlib import Path
+from wenfang.core.report import Reporter
+from wenfang.train import loop, pretrain
+from wenfang.train.config import PretrainConfig
+out = Path(sys.argv[2])
+inner = loop._step
+def slow(*arguments):
+    time.sleep(0.02)
+    return inner(*arguments)
+loop._step = slow
+pretrain.run(PretrainConfig.model_validate_json(sys.argv[1]), out, Reporter(metrics_path=out / "metrics.jsonl"))
+"""
+
+
+def test_a_killed_run_resumes_to_the_same_bits(corpus_folder: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
+    settings = config(corpus_folder, tokenizer_folder, steps=60)
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    undisturbed.mkdir()
+    killed.mkdir()
+    pretrain.run(settings, undisturbed, Reporter(metrics_path=undisturbed / "metrics.jsonl"))
+    command = [sys.executable, "-c", SCRIPT, settings.model_dump_json(), str(killed)]
+    for _ in range(2):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        before = (killed / "checkpoint.safetensors").stat().st_mtime if _ else 0
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            path = killed / "checkpoint.safetensors"
+            if path.exists() and path.stat().st_mtime > before:
+                break
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert not (killed / "config.json").exists()
+    pretrain.run(settings, killed, Reporter(metrics_path=killed / "metrics.jsonl"))
+    expected, resumed = load_model(undisturbed).state_dict(), load_model(killed).state_dict()
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+    losses = [
+        [json.loads(line).get("loss") for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (undisturbed, killed)
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_a_damaged_checkpoint_is_not_used(corpus_folder: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"\x08" * 100)
+    summary = pretrain.run(config(corpus_folder, tokenizer_folder, steps=10), tmp_path, Reporter())
+    assert summary["epochs"] > 0
+
+
+def test_a_diverging_run_stops_with_advice(corpus_folder: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
+    settings = config(corpus_folder, tokenizer_folder, optimizer=OptimizerConfig(lr=1e30, warmup=0))
+    with pytest.raises(WenfangError, match="Lower the learning rate"):
+        pretrain.run(settings, tmp_path, Reporter())
+
+
+def test_the_rate_rises_holds_and_falls_to_nearly_zero() -> None:
+    settings = OptimizerConfig(warmup=0.1, decay=0.5)
+    rates = [rate(step, 100, settings) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9:51] == [1.0] * 42
+    assert rates[-1] == pytest.approx(0.02)
+    assert rates[50:] == sorted(rates[50:], reverse=True)
+
+
+@pytest.fixture(scope="module")
+def base(corpus_folder: Path, tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("base")
+    pretrain.run(config(corpus_folder, tokenizer_folder, steps=10), out, Reporter())
+    return out
+
+
+def conversations(folder: Path, *lines: str) -> Path:
+    for split in ("train", "validation"):
+        (folder / f"{split}.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return folder
+
+
+def turn(reply: str = "白日依山盡") -> str:
+    messages = [{"role": "user", "content": "寫詩"}, {"role": "assistant", "content": reply}]
+    return json.dumps({"messages": messages}, ensure_ascii=False)
+
+
+def fine_tune(base: Path, folder: Path, out: Path, **changes: object) -> dict[str, int | float | str]:
+    values = {"steps": 40, "batch": 2, "context": 64, "compile": False, "dtype": "float32"} | changes
+    out.mkdir()
+    return sft.run(SftConfig(conversations=folder, model=base, **values), out, Reporter())
+
+
+def test_sft_learns_the_answer(base: Path, tmp_path: Path) -> None:
+    summary = fine_tune(base, conversations(tmp_path, turn()), tmp_path / "out")
+    assert summary["validation_loss"] < 0.5
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("{", "line 2 is not"),
+        ('{"text": "x"}', "line 2 is not"),
+        ('{"messages": [{"role": "robot", "content": "x"}]}', "line 2: .*'robot'"),
+        (turn("白" * 100), "line 2 has .* tokens, more than context=64"),
+    ],
+)
+def test_a_bad_line_is_named(base: Path, tmp_path: Path, line: str, told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        fine_tune(base, conversations(tmp_path, turn(), line), tmp_path / "out")
+
+
+def test_too_long_can_be_dropped_or_truncated(base: Path, tmp_path: Path) -> None:
+    folder = conversations(tmp_path, turn(), turn("白" * 100))
+    for choice in ("drop", "truncate"):
+        assert fine_tune(base, folder, tmp_path / choice, too_long=choice, steps=2)["validation_loss"] > 0
+
+
+def test_nothing_to_learn_and_context_too_long(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no conversation"):
+        fine_tune(base, conversations(tmp_path), tmp_path / "a")
+    with pytest.raises(InputError, match="context=100 exceeds the model's 64"):
+        fine_tune(base, conversations(tmp_path, turn()), tmp_path / "b", context=100)

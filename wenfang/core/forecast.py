@@ -1,0 +1,18 @@
+"""What a stage expects to cost, before it runs."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A stage's expected cost on this machine: close enough to refuse what cannot fit and to plan a coffee.
+
+    A forecast is made from the config alone: the inputs it names may not exist yet.
+    """
+
+    seconds: float
+    """Wall time."""
+    memory_bytes: int
+    """Largest resident size of the process."""
+    disk_bytes: int
+    """Space its output takes, checkpoints of a run in progress included."""

@@ -1,0 +1,114 @@
+"""What a running stage tells people: a progress line with ETA, notices, and numbers kept in a file."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from wenfang.core.language import say
+
+PLAIN_INTERVAL_S = 10.0
+"""How often progress is printed where no terminal can redraw a line."""
+
+
+class Track:
+    """One long piece of work in progress. `update` says how far it is and what it measured."""
+
+    def __init__(self, console: Console, progress: Progress | None, label: str, total: float) -> None:
+        self._console = console
+        self._progress = progress
+        self._label = label
+        self._total = total
+        self._started = self._printed = time.monotonic()
+        self._first_done: float | None = None
+        self._task: TaskID | None = progress.add_task(label, total=total, note="") if progress else None
+
+    def update(self, done: float, note: str = "") -> None:
+        """Report that `done` of the total is finished; `note` holds live figures such as loss and tokens/s."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=done, note=note)
+            return
+        now = time.monotonic()
+        if self._first_done is None:  # Resumed work does not count towards the speed.
+            self._first_done, self._started = done, now
+        if now - self._printed >= PLAIN_INTERVAL_S or done >= self._total:
+            self._printed = now
+            gained = done - self._first_done
+            left = (self._total - done) * (now - self._started) / gained if gained else float("nan")
+            eta = say(zh="剩餘", en="ETA") + f" {left:.0f} s" if done < self._total and gained else ""
+            self._console.print(
+                f"{self._label} {done:,.0f}/{self._total:,.0f} {note} {eta}".rstrip(),
+                highlight=False,
+                soft_wrap=True,
+            )
+
+
+class Reporter:
+    """Speaks to the terminal and keeps metrics; every stage gets one.
+
+    Args:
+        metrics_path: the `metrics.jsonl` that `metric` appends to; None keeps no metrics.
+        console: where people read; standard error by default, so that standard output stays for results.
+    """
+
+    def __init__(self, *, metrics_path: Path | None = None, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self._metrics_path = metrics_path
+
+    @contextmanager
+    def track(self, label: str, total: float) -> Iterator[Track]:
+        """Show a progress line while the block runs: a redrawn bar on a terminal, a line every 10 s elsewhere."""
+        if not self.console.is_terminal:
+            yield Track(self.console, None, label, total)
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TextColumn(say(zh="剩餘", en="ETA")),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console) as progress:
+            yield Track(self.console, progress, label, total)
+
+    def notice(self, text: str) -> None:
+        """Tell the user something worth knowing that is not a problem."""
+        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    def warn(self, text: str) -> None:
+        """Tell the user that something was overridden, skipped or is slower than it could be."""
+        self.console.print(f"⚠ {text}", style="yellow", highlight=False, soft_wrap=True, markup=False)
+
+    def metric(self, **values: int | float | str) -> None:
+        """Append one line of numbers to `metrics.jsonl`."""
+        if self._metrics_path is None:
+            return
+        with self._metrics_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values, ensure_ascii=False) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Drop metrics of steps after `step`: what a resumed run is about to measure again."""
+        if self._metrics_path is None or not self._metrics_path.exists():
+            return
+        kept = []
+        for line in self._metrics_path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line).get("step", 0) <= step:
+                    kept.append(line + "\n")
+            except json.JSONDecodeError:  # The last line of a killed run may be cut off.
+                break
+        self._metrics_path.write_text("".join(kept), encoding="utf-8")

@@ -1,0 +1,221 @@
+"""The stage `evaluate.verse`: a poet judged on held-out titles, beside human poets and shuffled characters."""
+
+import json
+import math
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from wenfang.core.artifact import Summary, check_artifact
+from wenfang.core.errors import DataError
+from wenfang.core.language import say
+from wenfang.core.report import Reporter
+from wenfang.engine import Engine, SamplingParams
+from wenfang.evaluate.config import VerseConfig
+from wenfang.evaluate.likelihood import Pair, reply_nats
+from wenfang.model import Decoder, load_model
+from wenfang.text.verse import (
+    FORMS,
+    Form,
+    Request,
+    VerseCheck,
+    check_verse,
+    compose_reply,
+    parse_plan,
+    parse_reply,
+    split_lines,
+)
+from wenfang.tokenizer import Tokenizer
+
+LONGEST_TITLE = 12
+"""Titles beyond this many characters are not asked for: the model was not taught them."""
+
+
+HeldOut = dict[Form, list[dict[str, str]]]
+"""Validation poems by form: rows with title, form, plan and poem."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Shares of a set of poems, each from 0 to 1."""
+
+    poems: int
+    well_formed: float
+    rhyme: float
+    regular: float
+
+    @classmethod
+    def of(cls, checks: Sequence[VerseCheck]) -> "Rates":
+        """Count what the judge found."""
+        n = max(len(checks), 1)
+        return cls(
+            poems=len(checks),
+            well_formed=sum(c.well_formed for c in checks) / n,
+            rhyme=sum(c.rhymes for c in checks) / n,
+            regular=sum(c.regular for c in checks) / n,
+        )
+
+
+def run(config: VerseConfig, out: Path, report: Reporter) -> Summary:
+    """Measure likelihood and form; writes `metrics.json`, `samples.jsonl` and a readable `README.md`.
+
+    Raises:
+        InputError: the model or corpus cannot be used.
+        DataError: the validation split holds no verse to ask for.
+    """
+    check_artifact(config.corpus, "corpus")
+    held_out = _held_out(config)
+    model, tokenizer = load_model(config.model), Tokenizer.load(config.model)
+    nats = _nats_per_character(model, tokenizer, held_out, config, report)
+
+    checks, samples = _ask(Engine(model, tokenizer, name="poet", max_batch=config.batch), held_out, config, report)
+    people = {form: _judge(row["poem"] for row in rows) for form, rows in held_out.items()}
+    floor = {form: _judge(_shuffled(rows, config.seed)) for form, rows in held_out.items()}
+    tables = {
+        "model": {form.name: Rates.of(found) for form, found in checks.items()},
+        "people": {form.name: Rates.of(found) for form, found in people.items()},
+        "shuffled": {form.name: Rates.of(found) for form, found in floor.items()},
+    }
+    everything = Rates.of([check for found in checks.values() for check in found])
+    summary: Summary = {
+        "nats_per_character": round(nats, 3),
+        "bits_per_character": round(nats / math.log(2), 3),
+        "well_formed": round(everything.well_formed, 3),
+        "rhyme": round(everything.rhyme, 3),
+        "regular": round(everything.regular, 3),
+        "regular_qijue": round(tables["model"]["七言絕句"].regular, 3),
+        "people_regular_qijue": round(tables["people"]["七言絕句"].regular, 3),
+        "shuffled_regular_qijue": round(tables["shuffled"]["七言絕句"].regular, 3),
+    }
+    rates = {who: {form: vars(rate) for form, rate in table.items()} for who, table in tables.items()}
+    _write(out / "metrics.json", json.dumps({"summary": summary, "rates": rates}, ensure_ascii=False, indent=2))
+    _write(out / "samples.jsonl", "".join(json.dumps(s, ensure_ascii=False) + "\n" for s in samples))
+    table = render(tables)
+    _write(out / "README.md", f"# evaluate.verse\n\n{table}\n\n{_explain(summary)}\n")
+    report.notice(f"{table}\n{_explain(summary)}")
+    return summary
+
+
+def render(tables: dict[str, dict[str, Rates]]) -> str:
+    """The rates as a Markdown table: the model, people and chance side by side."""
+    names = {
+        "model": say(zh="模型", en="model"),
+        "people": say(zh="人（未見過的詩人）", en="people (held-out poets)"),
+        "shuffled": say(zh="同字打亂", en="same characters, shuffled"),
+    }
+    heads = say(
+        zh="| | 詩體 | 首數 | 格式 | 押韻 | 全合律 |", en="| | form | poems | well-formed | rhyme | every rule |"
+    )
+    lines = [heads, "| --- | --- | ---: | ---: | ---: | ---: |"]
+    for who, table in tables.items():
+        for form, rate in table.items():
+            shares = (f"{share:.1%}" for share in (rate.well_formed, rate.rhyme, rate.regular))
+            lines.append(f"| {names[who]} | {form} | {rate.poems} | {' | '.join(shares)} |")
+    return "\n".join(lines)
+
+
+def _explain(summary: Summary) -> str:
+    nats, bits = summary["nats_per_character"], summary["bits_per_character"]
+    return say(
+        zh=f"未見過的詩人：每字 {nats} nats（{bits} 位元）。分子含助手自述的格律行，分母只算詩的字與標點。",
+        en=f"Held-out poets: {nats} nats ({bits} bits) per character. The plan line the assistant states is "
+        "charged to the poem; only the poem's characters and punctuation are counted.",
+    )
+
+
+def _held_out(config: VerseConfig) -> HeldOut:
+    """The validation poems by form, in a fixed random order."""
+    path = config.corpus / "validation.parquet"
+    rows = pq.read_table(path, columns=["title", "form", "plan", "poem"]).to_pylist()
+    random.Random(config.seed).shuffle(rows)
+    held_out = {form: [row for row in rows if row["form"] == form.name] for form in FORMS.values()}
+    for form, found in held_out.items():
+        if not any(_askable(row) for row in found):
+            raise DataError(
+                say(
+                    zh=f"{str(path)!r} 沒有可出題的{form.name}。請增加驗證集。",
+                    en=f"{str(path)!r} holds no titled {form.name} to ask for. Enlarge the validation split.",
+                )
+            )
+    return held_out
+
+
+def _askable(row: dict[str, str]) -> bool:
+    return 0 < len(row["title"]) <= LONGEST_TITLE
+
+
+def _nats_per_character(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    held_out: HeldOut,
+    config: VerseConfig,
+    report: Reporter,
+) -> float:
+    """Mean nats per character of held-out poems, given a request for form and title.
+
+    The whole reply is charged, plan line and end token included: an upper bound, since p(poem) ≥ p(plan, poem).
+    """
+    rows = [row for found in held_out.values() for row in found if _askable(row)]
+    random.Random(config.seed).shuffle(rows)
+    rows = rows[: config.held_out]
+    total = 0.0
+    with report.track(say(zh="未見過的詩", en="held-out poems"), len(rows)) as track:
+        for start in range(0, len(rows), config.batch):
+            batch = rows[start : start + config.batch]
+            total += sum(reply_nats(model, [_pair(tokenizer, row) for row in batch]))
+            track.update(start + len(batch))
+    return total / sum(len(row["poem"]) for row in rows)
+
+
+def _pair(tokenizer: Tokenizer, row: dict[str, str]) -> Pair:
+    plan = parse_plan(row["plan"])
+    if plan is None:
+        raise DataError(say(zh=f"語料的 plan 欄 {row['plan']!r} 無法解讀。", en=f"Unreadable plan {row['plan']!r}."))
+    request = Request(FORMS[row["form"]], title=row["title"], irregular=not plan.regular)
+    prompt = tokenizer.chat([{"role": "user", "content": request.compose()}])
+    return prompt, [*tokenizer.encode(compose_reply(plan, row["poem"])), tokenizer.end_id]
+
+
+def _ask(
+    engine: Engine, held_out: HeldOut, config: VerseConfig, report: Reporter
+) -> tuple[dict[Form, list[VerseCheck]], list[dict[str, object]]]:
+    """Ask for a poem on each of `config.poems` held-out titles per form, and judge what comes."""
+    params = SamplingParams(temperature=config.temperature, top_p=config.top_p, seed=config.seed)
+    checks: dict[Form, list[VerseCheck]] = {}
+    samples: list[dict[str, object]] = []
+    with report.track(say(zh="作詩", en="writing poems"), config.poems * len(held_out)) as track:
+        for form, rows in held_out.items():
+            titles = [row["title"] for row in rows if _askable(row)][: config.poems]
+            requests = [Request(form, title=title).compose() for title in titles]
+            prompts = [engine.tokenizer.chat([{"role": "user", "content": request}]) for request in requests]
+            checks[form] = []
+            for request, completion in zip(requests, engine.generate(prompts, params), strict=True):
+                check = check_verse(parse_reply(completion.text).poem, form=form)
+                checks[form].append(check)
+                broken = [str(violation) for violation in check.violations]
+                samples.append({"request": request, "reply": completion.text, "violations": broken})
+            track.update(sum(map(len, checks.values())))
+    engine.close()
+    return checks, samples
+
+
+def _judge(poems: Iterable[str]) -> list[VerseCheck]:
+    return [check_verse(poem) for poem in poems]
+
+
+def _shuffled(rows: Sequence[dict[str, str]], seed: int) -> Iterable[str]:
+    """The same poems with their characters in random places: what the judge passes by chance."""
+    rng = random.Random(seed)
+    for row in rows:
+        lines = split_lines(row["poem"])
+        characters = list("".join(lines))
+        rng.shuffle(characters)
+        width = len(lines[0])
+        yield "，".join("".join(characters[i : i + width]) for i in range(0, len(characters), width))
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,22 @@
+"""serve: an engine behind OpenAI's HTTP interface, for programs on this machine.
+
+`create_app` builds the FastAPI application, `claim_port` reserves an address before anything heavy is loaded,
+`run_server` answers until interrupted. It knows requests, streams and errors; it never touches weights, and pages
+for people belong to `studio`.
+"""
+
+from wenfang.serve.app import create_app
+from wenfang.serve.dispatch import Dispatcher, Generation
+from wenfang.serve.errors import EngineFailure, Overloaded
+from wenfang.serve.listen import claim_port, run_server, url_of
+
+__all__ = [
+    "Dispatcher",
+    "EngineFailure",
+    "Generation",
+    "Overloaded",
+    "claim_port",
+    "create_app",
+    "run_server",
+    "url_of",
+]

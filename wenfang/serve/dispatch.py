@@ -1,0 +1,200 @@
+"""Between the event loop and the engine's blocking iterators: worker threads write, coroutines read."""
+
+import asyncio
+import functools
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, cast
+
+from wenfang.core.errors import WenfangError
+from wenfang.core.language import say
+from wenfang.serve.errors import EngineFailure, Overloaded
+
+if TYPE_CHECKING:
+    from wenfang.engine import Delta, Engine, SamplingParams
+
+MAX_GENERATIONS = 64
+"""How many choices may be in progress or waiting for the engine's batch at once; each holds one thread."""
+
+FRESH_ANSWER_S = 5.0
+"""A token this recent is proof enough that the model answers."""
+
+PROBE = "春"
+
+
+class Generation:
+    """One or more choices being written. Iterate for `(choice, delta)` pairs; leaving the block cancels the rest.
+
+    Belongs to the event loop it was made on. A choice's last delta carries its `finish_reason`.
+    """
+
+    def __init__(
+        self,
+        pool: ThreadPoolExecutor,
+        jobs: Sequence[Callable[[], Iterator["Delta"]]],
+        on_delta: Callable[[], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._arrived = asyncio.Event()
+        self._deltas: deque[tuple[int, Delta]] = deque()
+        self._told = False
+        self._cancelled = threading.Event()
+        self._on_delta = on_delta
+        self._workers: list[Future[None]] = [pool.submit(self._write, i, job) for i, job in enumerate(jobs)]
+        for worker in self._workers:
+            worker.add_done_callback(lambda _: self._tell())
+
+    def _write(self, choice: int, job: Callable[[], Iterator["Delta"]]) -> None:
+        """Run one blocking iterator to its end, on a worker thread."""
+        if self._cancelled.is_set():
+            return
+        # Closing is what frees the choice's place in the engine's batch.
+        with closing(cast("Generator[Delta, None, None]", job())) as deltas:
+            for delta in deltas:
+                self._deltas.append((choice, delta))
+                self._on_delta()
+                self._tell()
+                if self._cancelled.is_set():
+                    return
+
+    def _tell(self) -> None:
+        """Wake the reader, once for all that has arrived since it last looked."""
+        if not self._told:
+            self._told = True
+            with suppress(RuntimeError):  # The loop is closed: the server has stopped and nobody reads on.
+                self._loop.call_soon_threadsafe(self._arrived.set)
+
+    async def ready(self) -> None:
+        """Wait until a delta can be read or all is written.
+
+        Raises:
+            WenfangError: the engine refused the request or failed, and all it wrote before has been read.
+        """
+        while True:
+            # In this order: whatever happens after these lines wakes us again.
+            self._arrived.clear()
+            self._told = False
+            finished = not self.unfinished
+            if self._deltas:
+                return
+            self._raise_failure()
+            if finished:
+                return
+            await self._arrived.wait()
+
+    async def __aiter__(self) -> AsyncIterator[tuple[int, "Delta"]]:
+        """Yield deltas as they are written, choices interleaved. Raises what `ready` raises."""
+        while True:
+            await self.ready()
+            if not self._deltas:
+                return
+            while self._deltas:
+                yield self._deltas.popleft()
+
+    def _raise_failure(self) -> None:
+        for worker in self._workers:
+            error = worker.exception() if worker.done() and not worker.cancelled() else None
+            if isinstance(error, WenfangError):
+                raise error
+            if error is not None:
+                detail = f"{type(error).__name__}: {error}"
+                raise EngineFailure(
+                    say(zh=f"模型在書寫時發生錯誤：{detail}", en=f"The model failed while writing: {detail}")
+                ) from error
+
+    @property
+    def unfinished(self) -> int:
+        """How many choices are still being written or waiting."""
+        return sum(not worker.done() for worker in self._workers)
+
+    def cancel(self) -> None:
+        """Stop writing after the token in progress."""
+        self._cancelled.set()
+        for worker in self._workers:
+            worker.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cancel()
+
+
+class Dispatcher:
+    """Runs an engine for many readers on one event loop, and refuses more than it can hold.
+
+    Args:
+        engine: where every token comes from.
+        max_generations: the most choices in progress at once.
+    """
+
+    def __init__(self, engine: "Engine", *, max_generations: int = MAX_GENERATIONS) -> None:
+        self.engine = engine
+        self._max_generations = max_generations
+        # One thread more than requests may hold, so that a health probe never waits behind them.
+        self._pool = ThreadPoolExecutor(max_generations + 1, thread_name_prefix="wenfang-generation")
+        self._running: list[Generation] = []
+        self._last_answer = float("-inf")
+        self._probing = asyncio.Lock()
+
+    def start(self, prompt: list[int], params: Sequence["SamplingParams"]) -> Generation:
+        """Begin one choice for each of `params`, all continuing the same prompt.
+
+        Raises:
+            Overloaded: too many are in progress; nothing was started.
+        """
+        self._running = [generation for generation in self._running if generation.unfinished]
+        if sum(generation.unfinished for generation in self._running) + len(params) > self._max_generations:
+            raise Overloaded(
+                say(
+                    zh=f"伺服器同時最多寫 {self._max_generations} 則，現在已滿。請稍後再試。",
+                    en=f"The server writes at most {self._max_generations} answers at once and is full. "
+                    "Try again in a moment.",
+                )
+            )
+        generation = self._begin(prompt, params)
+        self._running.append(generation)
+        return generation
+
+    async def probe(self, *, timeout_s: float = 10.0) -> None:
+        """Make sure that the model answers: a token was written just now, or one is written for this question.
+
+        Raises:
+            WenfangError: the engine failed, or wrote nothing within `timeout_s`.
+        """
+        from wenfang.engine import SamplingParams
+
+        async with self._probing:
+            if time.monotonic() - self._last_answer < FRESH_ANSWER_S:
+                return
+            prompt = self.engine.tokenizer.chat([{"role": "user", "content": PROBE}], add_generation_prompt=True)
+            with self._begin(prompt, [SamplingParams(max_tokens=1)]) as generation:
+                try:
+                    await asyncio.wait_for(generation.ready(), timeout_s)
+                except TimeoutError:
+                    raise EngineFailure(
+                        say(
+                            zh=f"模型在 {timeout_s:g} 秒內沒有回答。",
+                            en=f"The model gave no answer within {timeout_s:g} s.",
+                        )
+                    ) from None
+
+    def close(self) -> None:
+        """Cancel what is being written and let the worker threads end."""
+        for generation in self._running:
+            generation.cancel()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _begin(self, prompt: list[int], params: Sequence["SamplingParams"]) -> Generation:
+        jobs = [functools.partial(self.engine.stream, prompt, p) for p in params]
+        return Generation(self._pool, jobs, self._answered)
+
+    def _answered(self) -> None:
+        self._last_answer = time.monotonic()

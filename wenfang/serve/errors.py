@@ -1,0 +1,95 @@
+"""Errors as OpenAI's clients expect them: an HTTP status and `{"error": {"message", "type", "param", "code"}}`."""
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from wenfang.core.errors import WenfangError
+from wenfang.core.language import say
+
+
+class EngineFailure(WenfangError):
+    """The engine raised something that is nobody's input: a defect, or a machine out of memory."""
+
+
+class Overloaded(WenfangError):
+    """More generations are asked for at once than the server takes on."""
+
+
+class ApiError(WenfangError):
+    """An answer other than 2xx.
+
+    Args:
+        message: what was wrong and what to do.
+        status: the HTTP status.
+        kind: OpenAI's `type`, such as `invalid_request_error`.
+        param: the parameter at fault, such as `messages[0].content`.
+        code: OpenAI's machine-readable code, such as `context_length_exceeded`.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.kind = kind
+        self.param = param
+        self.code = code
+
+    def body(self) -> dict[str, Any]:
+        """The JSON body of the response."""
+        return {"error": {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}}
+
+
+def unsupported(param: str) -> ApiError:
+    """A parameter this server would have to ignore: refused instead, so that nobody relies on it."""
+    return ApiError(
+        say(
+            zh=f"不支援參數 {param!r}。請移除後再試。",
+            en=f"Unsupported parameter: {param!r} is not supported by this server. Remove it and try again.",
+        ),
+        param=param,
+        code="unsupported_parameter",
+    )
+
+
+def from_validation(error: ValidationError) -> ApiError:
+    """The first problem pydantic found, named by its path in the request."""
+    first = error.errors(include_url=False)[0]
+    kind, param = first["type"], _path(first["loc"])
+    if kind == "json_invalid":
+        return ApiError(
+            say(
+                zh=f"請求內容不是有效的 JSON：{first['msg']}",
+                en=f"The request body is not valid JSON: {first['msg']}",
+            ),
+            code="invalid_json",
+        )
+    if kind == "extra_forbidden":
+        return unsupported(param)
+    if kind == "missing":
+        return ApiError(
+            say(zh=f"缺少必要參數 {param!r}。", en=f"Missing required parameter: {param!r}."),
+            param=param,
+            code="missing_required_parameter",
+        )
+    message = first["msg"].removeprefix("Value error, ")
+    return ApiError(
+        say(zh=f"參數 {param!r} 無效：{message}", en=f"Invalid value for {param!r}: {message}"),
+        param=param or None,
+        code="invalid_value",
+    )
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    """`("messages", 0, "content")` as `messages[0].content`."""
+    path = ""
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+    return path

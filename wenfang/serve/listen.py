@@ -1,0 +1,105 @@
+"""Where the server listens. The address is claimed before a model is loaded, so that a clash shows at once."""
+
+import errno
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+
+from fastapi import FastAPI
+
+from wenfang.core.errors import PortError
+from wenfang.core.language import say
+
+HOST = "127.0.0.1"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+"""The names of this machine that only programs on it can reach."""
+SHUTDOWN_S = 3
+"""How long open streams may run on after an interrupt."""
+
+
+def claim_port(host: str, port: int) -> socket.socket:
+    """A socket that listens on `host:port`; connections made before the server runs wait for it.
+
+    Port 0 takes any free port; `getsockname()[1]` tells which.
+
+    Raises:
+        PortError: the port is taken, forbidden or out of range, or this machine has no such address.
+    """
+    if not 0 <= port <= 65535:
+        raise PortError(
+            say(
+                zh=f"連接埠 {port} 超出範圍。請用 1024 到 65535 之間的數字，例如 --port 8000。",
+                en=f"Port {port} is out of range. Use one from 1024 to 65535, such as --port 8000.",
+            )
+        )
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        raise _no_such_host(host) from None
+    try:
+        # A server stopped a moment ago leaves connections that would otherwise block the port for a minute.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        raise _explain(error, host, port) from None
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """The address to open in a browser on this machine."""
+    host, port = listener.getsockname()[:2]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{shown}:{port}"
+
+
+def run_server(app: FastAPI, listener: socket.socket, *, on_ready: Callable[[], None] | None = None) -> None:
+    """Answer requests on a claimed port until SIGINT or SIGTERM; returns after an orderly shutdown.
+
+    Args:
+        on_ready: called once the server answers.
+    """
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        """Tells when it is ready."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started and on_ready is not None:
+                on_ready()
+
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=SHUTDOWN_S, server_header=False)
+    with listener, suppress(KeyboardInterrupt):  # uvicorn raises the signal again once everything is closed.
+        Server(config).run(sockets=[listener])
+
+
+def _no_such_host(host: str) -> PortError:
+    return PortError(
+        say(
+            zh=f"這台機器沒有位址 {host!r}。用 --host 127.0.0.1（僅限本機）或 0.0.0.0（所有網路介面）。",
+            en=f"This machine has no address {host!r}. "
+            "Use --host 127.0.0.1 (this machine only) or 0.0.0.0 (every network interface).",
+        )
+    )
+
+
+def _explain(error: OSError, host: str, port: int) -> PortError:
+    if error.errno == errno.EADDRNOTAVAIL:
+        return _no_such_host(host)
+    if error.errno == errno.EACCES:
+        return PortError(
+            say(
+                zh=f"沒有權限使用連接埠 {port}。請改用 1024 以上的，例如 --port {port + 8000}。",
+                en=f"No permission to use port {port}. Use one above 1023, such as --port {port + 8000}.",
+            )
+        )
+    other = port + 1 if port < 65535 else port - 1
+    return PortError(
+        say(
+            zh=f"{host} 的連接埠 {port} 已被其他程式使用。請先停止該程式，或換一個：--port {other}",
+            en=f"Port {port} on {host} is already in use. Stop the program there, or choose another: --port {other}",
+        )
+    )

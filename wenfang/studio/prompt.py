@@ -1,0 +1,30 @@
+"""What of a conversation the model is given to read."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from wenfang.engine import Engine
+    from wenfang.tokenizer.tokenizer import Message
+
+
+def fit_prompt(engine: "Engine", earlier: Sequence[tuple[str, str]], question: str) -> list[int]:
+    """Token ids of a conversation, ready for the reply.
+
+    The oldest turns give way until half of the context is left for the reply; the question never does.
+
+    Args:
+        engine: whose tokenizer and context to use.
+        earlier: questions and replies before this one.
+        question: what is asked now.
+    """
+    turns = list(earlier)
+    while True:
+        messages: list[Message] = []
+        for asked, answered in turns:
+            messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+        messages.append({"role": "user", "content": question})
+        prompt = engine.tokenizer.chat(messages, add_generation_prompt=True)
+        if not turns or len(prompt) <= engine.context // 2:
+            return prompt
+        turns = turns[1:]

@@ -1,0 +1,152 @@
+"""The stage `tokenizer.train`: byte-pair encoding over characters, with bytes for what it has never seen."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, model_validator
+
+from wenfang.core.artifact import Summary, check_artifact
+from wenfang.core.config import Config, Corpus
+from wenfang.core.errors import TokenizerError
+from wenfang.core.forecast import Forecast
+from wenfang.core.language import say
+from wenfang.core.report import Reporter
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
+
+SPECIAL_TOKENS = ("<|pad|>", "<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
+BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
+SMALLEST_VOCABULARY = len(SPECIAL_TOKENS) + len(BYTES) + 1
+
+CHAT_TEMPLATE = (
+    "<|bos|>{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+HAN = r"\p{Han}"
+PIECES = {
+    # Every Han character stands alone: one token, one syllable, one tone.
+    "characters": rf"{HAN}|\p{{L}}+|\p{{N}}|[^\S\r\n]+|[^\p{{L}}\p{{N}}\s]*[\r\n]+|[^\p{{L}}\p{{N}}\s]+",
+    # A run of Han characters may merge into words; punctuation and script changes bound it.
+    "words": rf"{HAN}+|\p{{L}}+|\p{{N}}|[^\S\r\n]+|[^\p{{L}}\p{{N}}\s]*[\r\n]+|[^\p{{L}}\p{{N}}\s]+",
+}
+
+
+class TokenizerConfig(Config):
+    """Train a byte-pair tokenizer whose every string round-trips exactly."""
+
+    corpus: Corpus
+    """The corpus to learn from; only its training split is read."""
+    vocab_size: int = 6144
+    """Token ids in all: special tokens, 256 bytes, characters and merges."""
+    character_coverage: float = Field(default=0.9995, gt=0, le=1)
+    """Share of the corpus's characters that become tokens of their own; rarer ones are spelt in bytes."""
+    han: Literal["characters", "words"] = "characters"
+    """Keep each Han character its own token, or let frequent neighbours merge into words."""
+    context: int = Field(default=2048, gt=0)
+    """The longest sequence the tokenizer's users should build, in tokens."""
+
+    @model_validator(mode="after")
+    def _check_vocabulary(self) -> "TokenizerConfig":
+        if self.vocab_size < SMALLEST_VOCABULARY:
+            raise ValueError(
+                say(
+                    zh=f"vocab_size 是 {self.vocab_size}，至少要 {SMALLEST_VOCABULARY}："
+                    "256 個位元組、特殊符號與至少一個字",
+                    en=f"vocab_size is {self.vocab_size}; it must be at least {SMALLEST_VOCABULARY}: "
+                    "256 bytes, the special tokens and one character",
+                )
+            )
+        return self
+
+
+def forecast(config: TokenizerConfig) -> Forecast:
+    """Cost of training on about 15 million characters, measured on two cores."""
+    return Forecast(seconds=20, memory_bytes=2 << 30, disk_bytes=4 << 20)
+
+
+def run(config: TokenizerConfig, out: Path, report: Reporter) -> Summary:
+    """Train on the corpus and write a Hugging Face tokenizer folder.
+
+    Raises:
+        TokenizerError: the corpus is empty.
+    """
+    import pyarrow.parquet as pq
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Regex as TokenizersRegex
+
+    check_artifact(config.corpus, "corpus")
+    texts = pq.ParquetFile(config.corpus / "train.parquet")
+    documents = texts.metadata.num_rows
+    if not documents:
+        raise TokenizerError(
+            say(zh=f"語料 {str(config.corpus)!r} 是空的。", en=f"The corpus {str(config.corpus)!r} is empty.")
+        )
+
+    split = pre_tokenizers.Split(TokenizersRegex(PIECES[config.han]), behavior="isolated")
+    learner = Tokenizer(models.BPE())
+    learner.pre_tokenizer = split
+    learned_size = config.vocab_size - len(SPECIAL_TOKENS) - len(BYTES)
+    counts: Counter[str] = Counter()
+    for batch in _batches(texts, report, say(zh="數字頻", en="counting characters")):
+        counts.update("".join(batch))
+    alphabet = min(_covering(counts, config.character_coverage), learned_size)
+    trainer = trainers.BpeTrainer(
+        vocab_size=learned_size, limit_alphabet=alphabet, min_frequency=2, show_progress=False
+    )
+    learner.train_from_iterator(_batches(texts, report, say(zh="合併字串", en="learning merges")), trainer)
+
+    # The byte tokens enter the vocabulary, not the special tokens: the text "<0x0A>" must stay six characters.
+    learned = json.loads(learner.to_str())["model"]
+    pieces = sorted(learned["vocab"], key=learned["vocab"].__getitem__)
+    vocab = {piece: id_ for id_, piece in enumerate((*SPECIAL_TOKENS, *BYTES, *pieces))}
+    merges = [tuple(merge) for merge in learned["merges"]]
+    trained = Tokenizer(models.BPE(vocab=vocab, merges=merges, byte_fallback=True, fuse_unk=False))
+    trained.pre_tokenizer = split
+    trained.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    trained.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    trained.save(str(out / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<|bos|>",
+        "eos_token": "<|end|>",
+        "pad_token": "<|pad|>",
+        "model_max_length": config.context,
+        "clean_up_tokenization_spaces": False,
+        "chat_template": CHAT_TEMPLATE,
+    }
+    (out / "tokenizer_config.json").write_text(json.dumps(settings, ensure_ascii=False, indent=2), encoding="utf-8")
+    return {"vocab_size": len(vocab), "characters": alphabet, **_compression(out, config.corpus)}
+
+
+def _batches(file: "ParquetFile", report: Reporter, label: str) -> Iterator[list[str]]:
+    """The corpus's texts, a few thousand at a time, with a progress line."""
+    with report.track(label, file.metadata.num_rows) as track:
+        done = 0
+        for batch in file.iter_batches(columns=["text"], batch_size=8192):
+            yield batch.column("text").to_pylist()
+            done += batch.num_rows
+            track.update(done)
+
+
+def _covering(counts: Counter[str], coverage: float) -> int:
+    """How many of the most frequent characters make up `coverage` of the text."""
+    wanted = coverage * counts.total()
+    running = accumulate(count for _, count in counts.most_common())
+    return next(n for n, seen in enumerate(running, start=1) if seen >= wanted)
+
+
+def _compression(folder: Path, corpus: Path) -> Summary:
+    """Characters per token on the validation split: how much text a token carries."""
+    import pyarrow.parquet as pq
+
+    from wenfang.tokenizer.tokenizer import Tokenizer
+
+    texts = pq.read_table(corpus / "validation.parquet", columns=["text"]).column("text").to_pylist()
+    tokens = sum(len(ids) for ids in Tokenizer.load(folder).encode_batch(texts))
+    return {"characters_per_token": round(sum(map(len, texts)) / max(tokens, 1), 3)}

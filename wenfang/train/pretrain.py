@@ -1,0 +1,85 @@
+"""The stage `train.pretrain`: a corpus and a tokenizer become a model."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+
+from wenfang.core.artifact import Summary, check_artifact
+from wenfang.core.errors import DataError
+from wenfang.core.language import say
+from wenfang.core.report import Reporter
+from wenfang.model import Decoder, DecoderConfig, save_model
+from wenfang.tokenizer import Tokenizer
+from wenfang.train.card import model_card
+from wenfang.train.config import PretrainConfig
+from wenfang.train.loop import Rows, train
+from wenfang.train.packing import Document, pack, split_long
+
+
+def run(config: PretrainConfig, out: Path, report: Reporter) -> Summary:
+    """Train a decoder from scratch and write it as a Hugging Face folder.
+
+    Raises:
+        InputError: an input is missing, of another kind or damaged.
+        DataError: a split of the corpus is empty.
+    """
+    check_artifact(config.corpus, "corpus")
+    check_artifact(config.tokenizer, "tokenizer")
+    tokenizer = Tokenizer.load(config.tokenizer)
+    shape = decoder_config(config, tokenizer.vocab_size)
+    training = _rows(config.corpus / "train.parquet", tokenizer, config.context, report)
+    validation = _rows(config.corpus / "validation.parquet", tokenizer, config.context, report)
+    torch.manual_seed(config.seed)
+    model = Decoder(shape)
+    model.initialise()
+    summary: Summary = {"parameters": shape.parameters}
+    summary |= train(model, training, validation, config, out, report, label=say(zh="預訓練", en="pretraining"))
+    summary["bits_per_character"] = round(
+        float(summary["validation_loss"]) / 0.6931471805599453 / validation.characters_per_token, 3
+    )
+    save_model(
+        model,
+        out,
+        tokenizer=config.tokenizer,
+        bos_id=tokenizer.bos_id,
+        end_id=tokenizer.end_id,
+        card=model_card("train.pretrain", config, summary),
+    )
+    return summary
+
+
+def decoder_config(config: PretrainConfig, vocab_size: int) -> DecoderConfig:
+    """The architecture a pretraining config asks for."""
+    return DecoderConfig(
+        vocab_size=vocab_size,
+        dim=config.dim,
+        layers=config.layers,
+        heads=config.heads,
+        kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        hidden=config.hidden,
+        context=config.context,
+        rope_theta=config.rope_theta,
+        tie_embeddings=config.tie_embeddings,
+    )
+
+
+def _rows(path: Path, tokenizer: Tokenizer, context: int, report: Reporter) -> Rows:
+    """Tokenise and pack one split: `<|bos|>` text `<|end|>`, longer documents cut into rows."""
+    file = pq.ParquetFile(path)
+    characters, documents = 0, list[Document]()
+    with report.track(say(zh=f"編碼 {path.stem}", en=f"encoding {path.stem}"), file.metadata.num_rows) as track:
+        done = 0
+        for batch in file.iter_batches(columns=["text"], batch_size=16384):
+            texts = batch.column("text").to_pylist()
+            characters += sum(map(len, texts))
+            for ids in tokenizer.encode_batch(texts):
+                whole = [tokenizer.bos_id, *ids, tokenizer.end_id]
+                documents += split_long((whole, [True] * len(whole)), context)
+            done += len(texts)
+            track.update(done)
+    if not documents:
+        raise DataError(say(zh=f"{str(path)!r} 沒有任何文件。", en=f"{str(path)!r} holds no documents."))
+    tokens = sum(len(ids) - 1 for ids, _ in documents)
+    return Rows(pack(documents, context), characters / tokens)
