@@ -21,7 +21,7 @@ lint: $(VENV)/installed-test ## ruff, strict types, and which room may import wh
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-poet-long: $(VENV)/installed ## the longer recipe, about an hour on two cores
+poet-long: $(VENV)/installed ## the longer recipe, half an hour on two cores
 	$(BIN)/wenfang run recipes/poet-long.yaml
 
 clean: ## remove the environment and every run

@@ -70,15 +70,21 @@ def _add_commands(app: App) -> None:
         help_epilogue=_run_examples(),
         sort_key=0,
     )
-    for order, (name, zh, en) in enumerate(
+    for order, (name, zh, en, examples) in enumerate(
         (
-            ("chat", "在終端機與模型對話。", "Talk with a model in the terminal."),
-            ("serve", "以 OpenAI 相容的 API 提供模型。", "Serve a model behind an OpenAI-compatible API."),
-            ("studio", "在瀏覽器開啟文房。", "Open the studio page in the browser."),
+            ("chat", "在終端機與模型對話。", "Talk with a model in the terminal.", _CHAT_EXAMPLES),
+            (
+                "serve",
+                "以 OpenAI 相容的 API 提供模型。",
+                "Serve a model behind an OpenAI-compatible API.",
+                _SERVE_EXAMPLES,
+            ),
+            ("studio", "在瀏覽器開啟文房。", "Open the studio page in the browser.", _STUDIO_EXAMPLES),
         ),
         start=1,
     ):
-        app.command(f"wenfang.cli.{name}:{name}", name=name, help=say(zh=zh, en=en), help_epilogue="", sort_key=order)
+        target = f"wenfang.cli.{name}:{name}"
+        app.command(target, name=name, help=say(zh=zh, en=en), help_epilogue=_listed(examples), sort_key=order)
 
 
 def _add_rooms(app: App) -> None:
@@ -122,6 +128,15 @@ def _examples() -> str:
         "- `wenfang studio runs/poet`: talk with it in the browser\n"
         "- `wenfang data prepare --help`: every option of one stage",
     )
+
+
+_CHAT_EXAMPLES = ("wenfang chat models/poet", 'wenfang chat runs/poet --once "寫一首五言絕句，題為〈秋夜〉。"')
+_SERVE_EXAMPLES = ("wenfang serve models/poet", "wenfang serve runs/poet --port 8080")
+_STUDIO_EXAMPLES = ("wenfang studio runs/poet", "wenfang studio models/poet --port 8401 --open")
+
+
+def _listed(commands: tuple[str, ...]) -> str:
+    return say(zh="例：", en="Examples:") + "\n\n" + "\n".join(f"- `{command}`" for command in commands)
 
 
 def _run_examples() -> str:

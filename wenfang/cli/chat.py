@@ -48,12 +48,7 @@ def chat(
     seed: Annotated[int | None, Parameter(help=_SEED)] = None,
     remember: Annotated[bool, Parameter(negative="", help=_REMEMBER)] = False,
 ) -> None:
-    """Talk with a model in the terminal. Ctrl-C stops a reply, Ctrl-D or /quit leaves.
-
-    Examples:
-        wenfang chat models/poet
-        wenfang chat runs/poet --once 寫一首七言絕句，題為〈秋夜〉。 --seed 7
-    """
+    """Talk with a model in the terminal. Ctrl-C stops a reply, Ctrl-D or /quit leaves."""
     from wenfang.engine import Engine, SamplingParams
     from wenfang.studio import find_model
 

@@ -24,12 +24,7 @@ def serve(
     host: Annotated[str, Parameter(help=_HOST)] = "127.0.0.1",
     port: Annotated[int, Parameter(help=_PORT)] = 8000,
 ) -> None:
-    """Serve a model behind an OpenAI-compatible API until Ctrl-C.
-
-    Examples:
-        wenfang serve models/poet
-        wenfang serve runs/poet --port 8080
-    """
+    """Serve a model behind an OpenAI-compatible API until Ctrl-C."""
     from wenfang.serve import claim_port, create_app, run_server, url_of
     from wenfang.studio import find_model
 

@@ -29,12 +29,7 @@ def studio(
     port: Annotated[int, Parameter(help=_PORT)] = 8400,
     open_browser: Annotated[bool, Parameter(name="--open", negative="", help=_OPEN)] = False,
 ) -> None:
-    """Open the studio page, and the API beside it, until Ctrl-C.
-
-    Examples:
-        wenfang studio runs/poet
-        wenfang studio models/poet --port 8401 --open
-    """
+    """Open the studio page, and the API beside it, until Ctrl-C."""
     from wenfang.cli.serve import warn_if_open
     from wenfang.serve import claim_port, run_server, url_of
     from wenfang.studio import create_studio, find_model

@@ -32,7 +32,8 @@ class Track:
         self._label = label
         self._total = total
         self._started = self._printed = time.monotonic()
-        self._first_done: float | None = None
+        self._first_done = 0.0
+        self._updates = 0
         self._task: TaskID | None = progress.add_task(label, total=total, note="") if progress else None
 
     def update(self, done: float, note: str = "") -> None:
@@ -41,8 +42,9 @@ class Track:
             self._progress.update(self._task, completed=done, note=note)
             return
         now = time.monotonic()
-        if self._first_done is None:  # Resumed work does not count towards the speed.
-            self._first_done, self._started = done, now
+        # Neither resumed work nor the first piece, which may have waited for a compiler, counts towards the speed.
+        if self._updates < 2:
+            self._first_done, self._started, self._updates = done, now, self._updates + 1
         if now - self._printed >= PLAIN_INTERVAL_S or done >= self._total:
             self._printed = now
             gained = done - self._first_done

@@ -4,7 +4,7 @@ import queue
 import random
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -85,7 +85,7 @@ class Engine:
         model = load_model(folder)
         return cls(model, Tokenizer.load(folder), name=folder.resolve().name, max_batch=max_batch)
 
-    def stream(self, prompt: Sequence[int], params: SamplingParams) -> Iterator[Delta]:
+    def stream(self, prompt: Sequence[int], params: SamplingParams) -> Generator[Delta, None, None]:
         """Generate and yield pieces as they are certain. Closing the iterator cancels the request.
 
         Raises:
@@ -139,7 +139,7 @@ class Engine:
             self._waiting.extend(requests)
             self._changed.notify()
 
-    def _deltas(self, request: _Request) -> Iterator[Delta]:
+    def _deltas(self, request: _Request) -> Generator[Delta, None, None]:
         try:
             while True:
                 item = request.deltas.get()

@@ -48,8 +48,6 @@ class TokenizerConfig(Config):
     """Share of the corpus's characters that become tokens of their own; rarer ones are spelt in bytes."""
     han: Literal["characters", "words"] = "characters"
     """Keep each Han character its own token, or let frequent neighbours merge into words."""
-    context: int = Field(default=2048, gt=0)
-    """The longest sequence the tokenizer's users should build, in tokens."""
 
     @model_validator(mode="after")
     def _check_vocabulary(self) -> "TokenizerConfig":
@@ -116,7 +114,6 @@ def run(config: TokenizerConfig, out: Path, report: Reporter) -> Summary:
         "bos_token": "<|bos|>",
         "eos_token": "<|end|>",
         "pad_token": "<|pad|>",
-        "model_max_length": config.context,
         "clean_up_tokenization_spaces": False,
         "chat_template": CHAT_TEMPLATE,
     }

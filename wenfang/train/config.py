@@ -57,8 +57,6 @@ class PretrainConfig(TrainConfig):
     head_dim: int = Field(default=64, gt=0, multiple_of=2)
     hidden: int = Field(default=704, gt=0)
     """Width inside the SwiGLU feed-forward."""
-    rope_theta: float = Field(default=500.0, gt=0)
-    """Base of the rotary position embedding; small contexts are told apart better by a small one."""
     tie_embeddings: bool = False
     """Use the embedding table as the output projection."""
 

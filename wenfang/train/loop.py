@@ -68,7 +68,7 @@ def train(
             if step % LOG_EVERY and step != config.steps:
                 continue
             report.metric(step=step, lr=optimizers[0].param_groups[0]["lr"], **meter.window())
-            if step % config.validate_every == 0 or step == config.steps:
+            if step % config.validate_every == 0:
                 nats = objective.validate(validation.packed)
                 bits = nats / math.log(2) / validation.characters_per_token
                 report.metric(step=step, validation_loss=nats, validation_bits_per_character=bits)

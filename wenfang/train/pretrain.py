@@ -60,7 +60,6 @@ def decoder_config(config: PretrainConfig, vocab_size: int) -> DecoderConfig:
         head_dim=config.head_dim,
         hidden=config.hidden,
         context=config.context,
-        rope_theta=config.rope_theta,
         tie_embeddings=config.tie_embeddings,
     )
 

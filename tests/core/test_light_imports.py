@@ -1,0 +1,44 @@
+"""Importing the package, or looking at its stages, loads nothing heavy: the command answers at once."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import wenfang.core
+from wenfang.core.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "numpy", "pyarrow", "tokenizers", "transformers", "opencc", "nicegui", "fastapi", "uvicorn")
+SCRIPT = """
+import sys
+loaded = lambda names: [name for name in names if name in sys.modules]
+import wenfang
+print(*loaded(sys.argv[1:] + ["pydantic", "rich"]))
+import wenfang.core, wenfang.core.errors, wenfang.core.language, wenfang.recipe
+print(*loaded(sys.argv[1:] + ["pydantic", "rich"]))
+import wenfang.core.artifact, wenfang.core.config, wenfang.core.hardware, wenfang.core.report
+from wenfang.recipe import STAGES
+for stage in STAGES.values():
+    stage.config_class()
+print(*loaded(sys.argv[1:]))
+"""
+
+
+def test_nothing_heavy_is_loaded_before_it_is_needed() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *(name for name in HEAVY if name != "tokenizers")],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout == "\n\n\n"
+
+
+def test_the_names_of_core_are_there_when_asked_for() -> None:
+    for name in wenfang.core.__all__:
+        assert getattr(wenfang.core, name).__name__ == name
+    assert wenfang.core.InputError is InputError
+    assert not hasattr(wenfang.core, "nothing")
