@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wenfang.core.artifact import (
@@ -129,6 +129,7 @@ def _reversed(value: object) -> object:
 
 
 @given(json_values)
+@settings(deadline=None)
 def test_a_fingerprint_does_not_depend_on_the_order_of_keys(value: object) -> None:
     assert fingerprint_of(_reversed(value)) == fingerprint_of(value)
     assert len(fingerprint_of(value)) == 16
@@ -136,6 +137,7 @@ def test_a_fingerprint_does_not_depend_on_the_order_of_keys(value: object) -> No
 
 
 @given(json_values, json_values)
+@settings(deadline=None)
 def test_different_values_have_different_fingerprints(one: object, other: object) -> None:
     assert (fingerprint_of(one) == fingerprint_of(other)) == (json.dumps(_sorted(one)) == json.dumps(_sorted(other)))
 

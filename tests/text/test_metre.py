@@ -155,8 +155,8 @@ def _shares(poems: list[list[str]]) -> dict[str, float]:
 # Human base rates in percent, measured by others on the raw source with the package's book as it is, each rule
 # checked on its own. Judging raw Tang verse that way gives their figures to 0.1. The differences here, in points:
 # one tone per ambiguous character for all its rules -2 to -4 (most in 五絕, where many poems are 古絕); Taiwan's
-# glyphs, which the book knows better than those of the source, +1 to +4; 先, missing from the package's 一先, +1. Hence 3, and 4.5 for 五絕. (A smaller sample
-# of Song would add its own error: 0.8 at 3,000 poems.)
+# glyphs, which the book knows better than those of the source, +1 to +4; 先, missing from the package's 一先, +1.
+# Hence 3, and 4.5 for 五絕. (A smaller sample of Song would add its own error: 0.8 at 3,000 poems.)
 BASE_RATES = {
     "tang": {"七絕": (76.4, 3.0), "七律": (69.1, 3.0), "五律": (56.4, 3.0), "五絕": (49.1, 4.5)},
     "song": {"七絕": (76.2, 3.0)},
