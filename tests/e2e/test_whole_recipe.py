@@ -116,9 +116,7 @@ def test_chat_says_what_the_engine_writes(finished: Finished) -> None:
 
 MOMENTS = (
     ("corpus", ""),
-    ("conversations", ""),
     ("tokenizer", ""),
-    ("pretrain", ""),
     ("pretrain", "checkpoint.safetensors"),
     ("sft", "checkpoint.safetensors"),
     ("evaluate", ""),

@@ -69,6 +69,19 @@ def test_it_learns_what_it_reads(corpus_folder: Path, tokenizer_folder: Path, tm
     assert not (tmp_path / "checkpoint.safetensors").exists()
 
 
+def test_weights_can_be_written_in_half_the_space(corpus_folder: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
+    models = {}
+    for save_as in ("float32", "bfloat16"):
+        out = tmp_path / save_as
+        out.mkdir()
+        pretrain.run(config(corpus_folder, tokenizer_folder, steps=2, save_as=save_as), out, Reporter())
+        models[save_as] = load_model(out).state_dict()
+    for name, weight in models["float32"].items():
+        assert torch.equal(models["bfloat16"][name], weight.bfloat16().float())
+    sizes = [(tmp_path / save_as / "model.safetensors").stat().st_size for save_as in models]
+    assert sizes[1] < 0.6 * sizes[0]
+
+
 def test_metrics_hold_what_people_watch(corpus_folder: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
     metrics = tmp_path / "metrics.jsonl"
     pretrain.run(config(corpus_folder, tokenizer_folder), tmp_path, Reporter(metrics_path=metrics))

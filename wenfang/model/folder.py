@@ -48,6 +48,7 @@ def save_model(
         if not (model.config.tie_embeddings and name == "lm_head.weight")
     }
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    shutil.copymode(folder / "config.json", folder / WEIGHTS)  # The library writes files only their owner can read.
     for name in TOKENIZER_FILES:
         shutil.copyfile(tokenizer / name, folder / name)
     (folder / "README.md").write_text(card, encoding="utf-8")

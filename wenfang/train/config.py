@@ -36,6 +36,8 @@ class TrainConfig(Config):
     """Arithmetic of activations; auto means bfloat16 where the processor multiplies it natively."""
     compile: bool = True
     """Compile the step with torch.compile; without a C++ compiler it runs eagerly, with a notice."""
+    save_as: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the written weights; bfloat16 halves the file, float32 is the better start for more training."""
     validate_every: int = Field(default=100, gt=0)
     """Steps between two measurements on the validation split."""
     checkpoint_every_s: float = Field(default=30, gt=0)

@@ -44,6 +44,7 @@ def run(config: PretrainConfig, out: Path, report: Reporter) -> Summary:
         tokenizer=config.tokenizer,
         bos_id=tokenizer.bos_id,
         end_id=tokenizer.end_id,
+        dtype=getattr(torch, config.save_as),
         card=model_card("train.pretrain", config, summary),
     )
     return summary

@@ -46,6 +46,7 @@ def run(config: SftConfig, out: Path, report: Reporter) -> Summary:
         tokenizer=config.model,
         bos_id=tokenizer.bos_id,
         end_id=tokenizer.end_id,
+        dtype=getattr(torch, config.save_as),
         card=model_card("train.sft", config, summary),
     )
     return summary
