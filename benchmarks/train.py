@@ -19,7 +19,7 @@ from wenfang.model.families import qwen3
 from wenfang.train.loss import cross_entropy_sum
 
 SHAPE = DecoderConfig(
-    vocab_size=5632, dim=192, layers=4, heads=3, kv_heads=1, head_dim=64, hidden=512, context=128
+    vocab_size=5120, dim=192, layers=4, heads=3, kv_heads=1, head_dim=64, hidden=512, context=128
 )  # recipes/poet.yaml
 BATCH = 32
 ROUNDS = 15
