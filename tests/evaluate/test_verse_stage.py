@@ -80,7 +80,7 @@ def test_held_out_nats_are_those_of_transformers(corpus_folder: Path, model_fold
     summary = evaluate(tmp_path, model_folder, corpus_folder, poems=1, batch=3)["summary"]
     theirs = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    nats = characters = 0.0
+    nats = given_plan = characters = 0.0
     for row in pq.read_table(corpus_folder / "validation.parquet").to_pylist():
         irregular = "，不拘格律" if row["plan"] == "不拘格律" else ""
         talk = [
@@ -89,11 +89,16 @@ def test_held_out_nats_are_those_of_transformers(corpus_folder: Path, model_fold
         ]
         prompt = tokenizer.apply_chat_template(talk[:1], add_generation_prompt=True)["input_ids"]
         ids = tokenizer.apply_chat_template(talk)["input_ids"]
-        labels = torch.tensor([[-100] * len(prompt) + ids[len(prompt) :]])
+        plan = tokenizer(row["plan"] + "\n", add_special_tokens=False)["input_ids"]
+        assert ids[len(prompt) :][: len(plan)] == plan
         with torch.no_grad():
-            nats += float(theirs(torch.tensor([ids]), labels=labels).loss) * (len(ids) - len(prompt))
+            logits = theirs(torch.tensor([ids])).logits[0]
+        each = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(ids[1:]), reduction="none")
+        nats += each[len(prompt) - 1 :].sum().item()
+        given_plan += each[len(prompt) + len(plan) - 1 :].sum().item()
         characters += len(row["poem"])
     assert summary["nats_per_character"] == pytest.approx(nats / characters, abs=2e-3)  # Rounded to a thousandth.
+    assert summary["nats_per_character_given_plan"] == pytest.approx(given_plan / characters, abs=2e-3)
     assert summary["bits_per_character"] == pytest.approx(nats / characters / math.log(2), abs=2e-3)
 
 
