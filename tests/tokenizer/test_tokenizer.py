@@ -95,6 +95,18 @@ def test_words_carry_more_text_per_token(corpus_folder: Path, tmp_path: Path) ->
     assert sizes["words"] > sizes["characters"]
 
 
+def test_every_run_learns_the_same_tokenizer(corpus_folder: Path, tmp_path: Path) -> None:
+    # Half of these few poems' characters occur once: which of them are kept must not be left to chance.
+    config = TokenizerConfig(corpus=corpus_folder, vocab_size=500, character_coverage=0.8)
+    files = []
+    for attempt in range(4):
+        out = tmp_path / str(attempt)
+        out.mkdir()
+        run(config, out, Reporter())
+        files.append((out / "tokenizer.json").read_bytes())
+    assert len(set(files)) == 1
+
+
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
 def test_a_missing_or_broken_file_is_named(tokenizer_folder: Path, tmp_path: Path, name: str) -> None:
     for source in tokenizer_folder.iterdir():

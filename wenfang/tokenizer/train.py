@@ -93,9 +93,11 @@ def run(config: TokenizerConfig, out: Path, report: Reporter) -> Summary:
     counts: Counter[str] = Counter()
     for batch in _batches(texts, report, say(zh="數字頻", en="counting characters")):
         counts.update("".join(batch))
-    alphabet = min(_covering(counts, config.character_coverage), learned_size)
+    size = min(_covering(counts, config.character_coverage), learned_size)
+    # The trainer breaks ties between equally rare characters at random; chosen here, every run learns the same.
+    alphabet = [c for c, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:size]]
     trainer = trainers.BpeTrainer(
-        vocab_size=learned_size, limit_alphabet=alphabet, min_frequency=2, show_progress=False
+        vocab_size=learned_size, initial_alphabet=alphabet, limit_alphabet=size, min_frequency=2, show_progress=False
     )
     learner.train_from_iterator(_batches(texts, report, say(zh="合併字串", en="learning merges")), trainer)
 
@@ -118,7 +120,7 @@ def run(config: TokenizerConfig, out: Path, report: Reporter) -> Summary:
         "chat_template": CHAT_TEMPLATE,
     }
     (out / "tokenizer_config.json").write_text(json.dumps(settings, ensure_ascii=False, indent=2), encoding="utf-8")
-    return {"vocab_size": len(vocab), "characters": alphabet, **_compression(out, config.corpus)}
+    return {"vocab_size": len(vocab), "characters": size, **_compression(out, config.corpus)}
 
 
 def _batches(file: "ParquetFile", report: Reporter, label: str) -> Iterator[list[str]]:
