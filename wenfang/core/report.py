@@ -53,6 +53,7 @@ class Track:
             self._console.print(
                 f"{self._label} {done:,.0f}/{self._total:,.0f} {note} {eta}".rstrip(),
                 highlight=False,
+                markup=False,
                 soft_wrap=True,
             )
 
@@ -107,7 +108,7 @@ class Reporter:
         if self._metrics_path is None or not self._metrics_path.exists():
             return
         kept = []
-        for line in self._metrics_path.read_text(encoding="utf-8").splitlines():
+        for line in self._metrics_path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 if json.loads(line).get("step", 0) <= step:
                     kept.append(line + "\n")

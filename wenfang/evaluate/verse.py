@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wenfang.core.artifact import Summary, check_artifact
@@ -132,7 +133,15 @@ def _explain(summary: Summary) -> str:
 def _held_out(config: VerseConfig) -> HeldOut:
     """The validation poems by form, in a fixed random order."""
     path = config.corpus / "validation.parquet"
-    rows = pq.read_table(path, columns=["title", "form", "plan", "poem"]).to_pylist()
+    try:
+        rows = pq.read_table(path, columns=["title", "form", "plan", "poem"]).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            say(
+                zh=f"語料 {str(path)!r} 無法讀取：{str(error)[:120]}",
+                en=f"The corpus {str(path)!r} cannot be read: {str(error)[:120]}",
+            )
+        ) from None
     random.Random(config.seed).shuffle(rows)
     held_out = {form: [row for row in rows if row["form"] == form.name] for form in FORMS.values()}
     for form, found in held_out.items():

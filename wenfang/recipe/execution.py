@@ -189,8 +189,11 @@ def _attempt(partial: Path, report: Reporter) -> Iterator[_Attempt]:
     attempt = _Attempt(partial)
     try:
         yield attempt
-    finally:
+    except BaseException:
         attempt.pause()
+        if all(path.name == ATTEMPTS for path in partial.iterdir()):  # Nothing was done that could be resumed.
+            shutil.rmtree(partial)
+        raise
 
 
 def _seconds_before(partial: Path) -> float:

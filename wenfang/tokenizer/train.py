@@ -2,22 +2,18 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from wenfang.core.artifact import Summary, check_artifact
 from wenfang.core.config import Config, Corpus
-from wenfang.core.errors import TokenizerError
+from wenfang.core.corpus import read_texts
 from wenfang.core.forecast import Forecast
 from wenfang.core.language import say
 from wenfang.core.report import Reporter
-
-if TYPE_CHECKING:
-    from pyarrow.parquet import ParquetFile
 
 SPECIAL_TOKENS = ("<|pad|>", "<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
@@ -72,26 +68,19 @@ def run(config: TokenizerConfig, out: Path, report: Reporter) -> Summary:
     """Train on the corpus and write a Hugging Face tokenizer folder.
 
     Raises:
-        TokenizerError: the corpus is empty.
+        DataError: the corpus is empty or cannot be read.
     """
-    import pyarrow.parquet as pq
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from tokenizers import Regex as TokenizersRegex
 
     check_artifact(config.corpus, "corpus")
-    texts = pq.ParquetFile(config.corpus / "train.parquet")
-    documents = texts.metadata.num_rows
-    if not documents:
-        raise TokenizerError(
-            say(zh=f"語料 {str(config.corpus)!r} 是空的。", en=f"The corpus {str(config.corpus)!r} is empty.")
-        )
-
+    path = config.corpus / "train.parquet"
     split = pre_tokenizers.Split(TokenizersRegex(PIECES[config.han]), behavior="isolated")
     learner = Tokenizer(models.BPE())
     learner.pre_tokenizer = split
     learned_size = config.vocab_size - len(SPECIAL_TOKENS) - len(BYTES)
     counts: Counter[str] = Counter()
-    for batch in _batches(texts, report, say(zh="數字頻", en="counting characters")):
+    for batch in read_texts(path, report, say(zh="數字頻", en="counting characters")):
         counts.update("".join(batch))
     size = min(_covering(counts, config.character_coverage), learned_size)
     # The trainer breaks ties between equally rare characters at random; chosen here, every run learns the same.
@@ -99,7 +88,7 @@ def run(config: TokenizerConfig, out: Path, report: Reporter) -> Summary:
     trainer = trainers.BpeTrainer(
         vocab_size=learned_size, initial_alphabet=alphabet, limit_alphabet=size, min_frequency=2, show_progress=False
     )
-    learner.train_from_iterator(_batches(texts, report, say(zh="合併字串", en="learning merges")), trainer)
+    learner.train_from_iterator(read_texts(path, report, say(zh="合併字串", en="learning merges")), trainer)
 
     # The byte tokens enter the vocabulary, not the special tokens: the text "<0x0A>" must stay six characters.
     learned = json.loads(learner.to_str())["model"]
@@ -120,17 +109,7 @@ def run(config: TokenizerConfig, out: Path, report: Reporter) -> Summary:
         "chat_template": CHAT_TEMPLATE,
     }
     (out / "tokenizer_config.json").write_text(json.dumps(settings, ensure_ascii=False, indent=2), encoding="utf-8")
-    return {"vocab_size": len(vocab), "characters": size, **_compression(out, config.corpus)}
-
-
-def _batches(file: "ParquetFile", report: Reporter, label: str) -> Iterator[list[str]]:
-    """The corpus's texts, a few thousand at a time, with a progress line."""
-    with report.track(label, file.metadata.num_rows) as track:
-        done = 0
-        for batch in file.iter_batches(columns=["text"], batch_size=8192):
-            yield batch.column("text").to_pylist()
-            done += batch.num_rows
-            track.update(done)
+    return {"vocab_size": len(vocab), "characters": size, **_compression(out, config.corpus, report)}
 
 
 def _covering(counts: Counter[str], coverage: float) -> int:
@@ -140,12 +119,12 @@ def _covering(counts: Counter[str], coverage: float) -> int:
     return next(n for n, seen in enumerate(running, start=1) if seen >= wanted)
 
 
-def _compression(folder: Path, corpus: Path) -> Summary:
+def _compression(folder: Path, corpus: Path, report: Reporter) -> Summary:
     """Characters per token on the validation split: how much text a token carries."""
-    import pyarrow.parquet as pq
-
     from wenfang.tokenizer.tokenizer import Tokenizer
 
-    texts = pq.read_table(corpus / "validation.parquet", columns=["text"]).column("text").to_pylist()
-    tokens = sum(len(ids) for ids in Tokenizer.load(folder).encode_batch(texts))
-    return {"characters_per_token": round(sum(map(len, texts)) / max(tokens, 1), 3)}
+    tokenizer, characters, tokens = Tokenizer.load(folder), 0, 0
+    for texts in read_texts(corpus / "validation.parquet", report, say(zh="量壓縮率", en="measuring compression")):
+        characters += sum(map(len, texts))
+        tokens += sum(len(ids) for ids in tokenizer.encode_batch(texts))
+    return {"characters_per_token": round(characters / max(tokens, 1), 3)}

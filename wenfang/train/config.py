@@ -1,8 +1,8 @@
 """Typed options of the training stages."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from wenfang.core.config import Config, Conversations, Corpus, ModelFolder, TokenizerFolder
 
@@ -61,6 +61,12 @@ class PretrainConfig(TrainConfig):
     """Width inside the SwiGLU feed-forward."""
     tie_embeddings: bool = False
     """Use the embedding table as the output projection."""
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+        return self
 
 
 class SftConfig(TrainConfig):

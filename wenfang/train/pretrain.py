@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import torch
 
 from wenfang.core.artifact import Summary, check_artifact
-from wenfang.core.errors import DataError
+from wenfang.core.corpus import read_texts
 from wenfang.core.language import say
 from wenfang.core.report import Reporter
 from wenfang.model import Decoder, DecoderConfig, save_model
@@ -67,19 +66,11 @@ def decoder_config(config: PretrainConfig, vocab_size: int) -> DecoderConfig:
 
 def _rows(path: Path, tokenizer: Tokenizer, context: int, report: Reporter) -> Rows:
     """Tokenise and pack one split: `<|bos|>` text `<|end|>`, longer documents cut into rows."""
-    file = pq.ParquetFile(path)
     characters, documents = 0, list[Document]()
-    with report.track(say(zh=f"編碼 {path.stem}", en=f"encoding {path.stem}"), file.metadata.num_rows) as track:
-        done = 0
-        for batch in file.iter_batches(columns=["text"], batch_size=16384):
-            texts = batch.column("text").to_pylist()
-            characters += sum(map(len, texts))
-            for ids in tokenizer.encode_batch(texts):
-                whole = [tokenizer.bos_id, *ids, tokenizer.end_id]
-                documents += split_long((whole, [True] * len(whole)), context)
-            done += len(texts)
-            track.update(done)
-    if not documents:
-        raise DataError(say(zh=f"{str(path)!r} 沒有任何文件。", en=f"{str(path)!r} holds no documents."))
+    for texts in read_texts(path, report, say(zh=f"編碼 {path.stem}", en=f"encoding {path.stem}")):
+        characters += sum(map(len, texts))
+        for ids in tokenizer.encode_batch(texts):
+            whole = [tokenizer.bos_id, *ids, tokenizer.end_id]
+            documents += split_long((whole, [True] * len(whole)), context)
     tokens = sum(len(ids) - 1 for ids, _ in documents)
     return Rows(pack(documents, context), characters / tokens)
