@@ -121,15 +121,15 @@ def _hollow(parquet: bytes) -> bytes:
 
 CORPORA: dict[str, tuple[Damage, str]] = {
     "absent": (shutil.rmtree, "corpus: No folder 'bad'. Check the path."),
-    "no files": (_each(Path.unlink), "'bad/"),
-    "cut off": (_each(lambda path: path.write_bytes(path.read_bytes()[:-500])), "'bad/"),
-    "not parquet": (_each(lambda path: path.write_text("床前明月光")), "'bad/"),
-    "damaged inside": (_each(lambda path: path.write_bytes(_hollow(path.read_bytes()))), "'bad/"),
-    "other columns": (_rewrite(lambda table: table.select(["author"])), "'bad/"),
-    "other types": (_rewrite(lambda table: pa.table({name: [1] for name in table.column_names})), "'bad/"),
+    "no files": (_each(Path.unlink), "'bad"),
+    "cut off": (_each(lambda path: path.write_bytes(path.read_bytes()[:-500])), "'bad"),
+    "not parquet": (_each(lambda path: path.write_text("床前明月光")), "'bad"),
+    "damaged inside": (_each(lambda path: path.write_bytes(_hollow(path.read_bytes()))), "'bad"),
+    "other columns": (_rewrite(lambda table: table.select(["author"])), "'bad"),
+    "other types": (_rewrite(lambda table: pa.table({name: [1] for name in table.column_names})), "'bad"),
     "missing values": (
         _rewrite(lambda table: pa.table({n: pa.array([None], pa.string()) for n in table.column_names})),
-        "'bad/",
+        "'bad",
     ),
     "empty": (_rewrite(lambda table: table.slice(0, 0)), "bad"),
     "blank": (_rewrite(lambda table: pa.table({name: [""] for name in table.column_names})), "bad"),

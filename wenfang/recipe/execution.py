@@ -111,7 +111,13 @@ def execute_alone(stage: Stage, config: Config, out: Path, report: Reporter) -> 
                 )
             )
         check_capacity({stage.name: stage.forecast_function()(config)}, out)
-        return execute(stage, config, out, report)
+        try:
+            return execute(stage, config, out, report)
+        except InputError:
+            for partial in out.parent.glob(f"{out.name}.*.partial"):
+                if all(path.name == ATTEMPTS for path in partial.iterdir()):  # Refused before any work was done.
+                    shutil.rmtree(partial)
+            raise
 
 
 @contextlib.contextmanager
@@ -189,11 +195,8 @@ def _attempt(partial: Path, report: Reporter) -> Iterator[_Attempt]:
     attempt = _Attempt(partial)
     try:
         yield attempt
-    except BaseException:
+    finally:
         attempt.pause()
-        if all(path.name == ATTEMPTS for path in partial.iterdir()):  # Nothing was done that could be resumed.
-            shutil.rmtree(partial)
-        raise
 
 
 def _seconds_before(partial: Path) -> float:

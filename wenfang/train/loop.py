@@ -68,15 +68,18 @@ def train(
             if step % LOG_EVERY and step != config.steps:
                 continue
             report.metric(step=step, lr=optimizers[0].param_groups[0]["lr"], **meter.window())
-            if step % config.validate_every == 0:
+            if step % config.validate_every == 0 and step != config.steps:
                 nats = objective.validate(validation.packed)
                 bits = nats / math.log(2) / validation.characters_per_token
                 report.metric(step=step, validation_loss=nats, validation_bits_per_character=bits)
             if time.monotonic() - saved >= config.checkpoint_every_s:
                 save_checkpoint(out, model, optimizers, step, meter.seconds)
                 saved = time.monotonic()
+    nats = objective.validate(validation.packed)
+    bits = nats / math.log(2) / validation.characters_per_token
+    report.metric(step=config.steps, validation_loss=nats, validation_bits_per_character=bits)
     summary = meter.summary() | {
-        "validation_loss": round(objective.validate(validation.packed), 4),
+        "validation_loss": round(nats, 4),
         "epochs": round(config.steps * config.batch / len(training.packed), 2),
     }
     drop_checkpoint(out)
