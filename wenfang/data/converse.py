@@ -70,7 +70,7 @@ def run(config: ConverseConfig, out: Path, report: Reporter) -> Summary:
                     say(
                         zh=f"{str(config.corpus)!r} 的 {split} 沒有合用的詩。請放寬 `dynasties`、"
                         "`max_title_characters` 或 `regular_only`。",
-                        en=f"No poem of {split} in {str(config.corpus / f'{split}.parquet')!r} is left. Relax `dynasties`, "
+                        en=f"No poem of {split} in {str(config.corpus)!r} is left. Relax `dynasties`, "
                         "`max_title_characters` or `regular_only`.",
                     )
                 )

@@ -111,13 +111,7 @@ def execute_alone(stage: Stage, config: Config, out: Path, report: Reporter) -> 
                 )
             )
         check_capacity({stage.name: stage.forecast_function()(config)}, out)
-        try:
-            return execute(stage, config, out, report)
-        except InputError:
-            for partial in out.parent.glob(f"{out.name}.*.partial"):
-                if all(path.name == ATTEMPTS for path in partial.iterdir()):  # Refused before any work was done.
-                    shutil.rmtree(partial)
-            raise
+        return execute(stage, config, out, report)
 
 
 @contextlib.contextmanager
