@@ -10,14 +10,14 @@ import torch
 from wenfang.core.errors import InputError, WenfangError
 from wenfang.engine import Engine, SamplingParams
 from wenfang.model import Decoder
-from wenfang.model.decoder import causal
+from wenfang.model.memory import Memory
 
 
 def greedy_without_cache(model: Decoder, prompt: Sequence[int], end_id: int, limit: int) -> list[int]:
     ids = list(prompt)
     for _ in range(limit):
         with torch.inference_mode():
-            logits = model(torch.tensor([ids]), torch.arange(len(ids))[None], causal)
+            logits = model(torch.tensor([ids]), torch.arange(len(ids))[None], Memory())
         ids.append(int(logits[0, -1].argmax()))
         if ids[-1] == end_id:
             break

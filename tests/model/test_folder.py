@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from wenfang.core.errors import InputError
 from wenfang.model import Decoder, DecoderConfig, load_model, save_model
-from wenfang.model.decoder import causal
+from wenfang.model.memory import Memory
 
 SHAPES = [
     DecoderConfig(vocab_size=300, dim=24, layers=2, heads=3, kv_heads=1, head_dim=16, hidden=40, context=48),
@@ -19,7 +19,7 @@ SHAPES = [
     ),
     DecoderConfig(
         vocab_size=299, dim=16, layers=1, heads=4, kv_heads=2, head_dim=8, hidden=24, context=33,
-        tie_embeddings=True, rope_theta=500_000.0, norm_eps=1e-5,
+        tie_embeddings=True, ropes=({"theta": 500_000.0},), norm_eps=1e-5,
     ),
 ]  # fmt: skip
 
@@ -48,8 +48,8 @@ def test_transformers_loads_the_folder_with_the_same_logits(
     ids = torch.randint(0, config.vocab_size, (3, config.context))
     with torch.no_grad():
         expected = theirs(ids).logits
-        ours = load_model(tmp_path)(ids, torch.arange(config.context).expand(3, -1), causal)
-        written = model(ids, torch.arange(config.context).expand(3, -1), causal)
+        ours = load_model(tmp_path)(ids, torch.arange(config.context).expand(3, -1), Memory())
+        written = model(ids, torch.arange(config.context).expand(3, -1), Memory())
     # Same fp32 arithmetic in another order of summation: differences of a few units in the last place.
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(ours, written, rtol=0, atol=0)

@@ -14,7 +14,7 @@ import torch
 from wenfang.core.errors import DataError, InputError, WenfangError
 from wenfang.core.report import Reporter
 from wenfang.model import Decoder, DecoderConfig, load_model
-from wenfang.model.decoder import causal
+from wenfang.model.memory import Memory
 from wenfang.tokenizer import Tokenizer
 from wenfang.train import pretrain, sft
 from wenfang.train.config import OptimizerConfig, PretrainConfig, SftConfig
@@ -42,7 +42,7 @@ def test_packed_loss_is_the_loss_of_each_document_alone() -> None:
     alone = torch.zeros(())
     for ids, _ in documents:
         row = torch.tensor([ids])
-        logits = model(row[:, :-1], torch.arange(len(ids) - 1)[None], causal)
+        logits = model(row[:, :-1], torch.arange(len(ids) - 1)[None], Memory())
         alone += torch.nn.functional.cross_entropy(logits[0], row[0, 1:], reduction="sum")
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
 

@@ -1,22 +1,29 @@
-"""Keys and values of the running sequences: one slot of the whole context each."""
+"""What the running sequences have left behind: one slot of the whole context each."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from wenfang.model import Decoder
-from wenfang.model.decoder import Attend
+from wenfang.model.memory import AttentionSpec, Memory, Sight, State, attention
 
 
 class SlotCache:
-    """Keys and values for up to `slots` sequences. L layers, S slots, G key/value heads, C context, K head width."""
+    """Keys, values and recurrent states for up to `slots` sequences.
+
+    S slots, N sequences of one call, T new positions, C context, G key/value heads, K head width.
+    """
 
     def __init__(self, model: Decoder, slots: int) -> None:
-        config = model.config
-        shape = (config.layers, slots, config.kv_heads, config.context, config.head_dim)
-        dtype = model.embed_tokens.weight.dtype
-        self._k_LSGCK = torch.zeros(shape, dtype=dtype)
-        self._v_LSGCK = torch.zeros(shape, dtype=dtype)
+        config, dtype = model.config, model.embed_tokens.weight.dtype
+        self.keys_SGCK: dict[int, Tensor] = {}
+        self.values_SGCV: dict[int, Tensor] = {}
+        self.states: dict[int, State] = {}
+        for layer in range(config.layers):
+            if config.mixer(layer) == "attention":
+                shape = (slots, config.kv_heads, config.context, config.head_dim)
+                self.keys_SGCK[layer] = torch.zeros(shape, dtype=dtype)
+                self.values_SGCV[layer] = torch.zeros(shape, dtype=dtype)
+        self._slots = slots
         self._free = list(range(slots))
 
     @property
@@ -32,27 +39,55 @@ class SlotCache:
         """Return a slot; its content is overwritten by the next sequence before it is read."""
         self._free.append(slot)
 
-    def prefill(self, slot: int) -> Attend:
-        """Attention over one fresh sequence that also keeps its keys and values."""
+    def prefill(self, slot: int, start: int, stop: int) -> Memory:
+        """For one sequence's positions from `start` up to `stop`; those before `start` are in the slot already."""
+        return _Slots(self, torch.tensor([slot]), torch.arange(start, stop)[None])
 
-        def attend(layer: int, q_1HTK: Tensor, k_1GTK: Tensor, v_1GTK: Tensor) -> Tensor:
-            T = k_1GTK.shape[2]
-            self._k_LSGCK[layer, slot, :, :T] = k_1GTK[0]
-            self._v_LSGCK[layer, slot, :, :T] = v_1GTK[0]
-            return F.scaled_dot_product_attention(q_1HTK, k_1GTK, v_1GTK, is_causal=True, enable_gqa=True)
+    def decode(self, slots_N: Tensor, positions_N: Tensor) -> Memory:
+        """For one new token per sequence."""
+        return _Slots(self, slots_N, positions_N[:, None])
 
-        return attend
+    def keep(self, layer: int, slots_N: Tensor, state: State) -> None:
+        """Store the recurrent states of some slots."""
+        if layer not in self.states:
+            self.states[layer] = tuple(part.new_zeros(self._slots, *part.shape[1:]) for part in state)
+        for kept, part in zip(self.states[layer], state, strict=True):
+            kept[slots_N] = part
 
-    def decode(self, slots_N: Tensor, positions_N: Tensor) -> Attend:
-        """Attention of one new token per sequence over what its slot holds, itself included."""
-        longest = int(positions_N.max()) + 1
-        seen_N11C = (torch.arange(longest) <= positions_N[:, None])[:, None, None, :]
 
-        def attend(layer: int, q_NH1K: Tensor, k_NG1K: Tensor, v_NG1K: Tensor) -> Tensor:
-            self._k_LSGCK[layer, slots_N, :, positions_N] = k_NG1K[:, :, 0]
-            self._v_LSGCK[layer, slots_N, :, positions_N] = v_NG1K[:, :, 0]
-            k_NGCK = self._k_LSGCK[layer, :, :, :longest].index_select(0, slots_N)
-            v_NGCK = self._v_LSGCK[layer, :, :, :longest].index_select(0, slots_N)
-            return F.scaled_dot_product_attention(q_NH1K, k_NGCK, v_NGCK, attn_mask=seen_N11C, enable_gqa=True)
+class _Slots(Memory):
+    """Some slots during one call, at the given positions."""
 
-        return attend
+    lasting = True
+
+    def __init__(self, cache: SlotCache, slots_N: Tensor, positions_NT: Tensor) -> None:
+        super().__init__()
+        self._cache, self._slots_N, self._positions_NT = cache, slots_N, positions_NT
+        self._fresh = len(slots_N) == 1 and int(positions_NT[0, 0]) == 0
+        self._longest = int(positions_NT.max()) + 1
+        keys_1C = torch.arange(self._longest)[None]
+        self._sight = Sight(positions_NT, keys_1C, whole=self._fresh)
+
+    def attend(self, layer: int, q_NHTK: Tensor, k_NGTK: Tensor, v_NGTV: Tensor, spec: AttentionSpec) -> Tensor:
+        keys_NGCK = self._write(self._cache.keys_SGCK[layer], k_NGTK)
+        if spec.latent is None:
+            values_NGCV = self._write(self._cache.values_SGCV[layer], v_NGTV)
+        else:
+            values_NGCV = keys_NGCK[..., : spec.latent]
+        return attention(q_NHTK, keys_NGCK, values_NGCV, self.sight(q_NHTK), spec)
+
+    def recall(self, layer: int) -> State | None:
+        if self._fresh:
+            return None
+        return tuple(part.index_select(0, self._slots_N) for part in self._cache.states[layer])
+
+    def keep(self, layer: int, state: State) -> None:
+        self._cache.keep(layer, self._slots_N, state)
+
+    def _write(self, kept_SGCK: Tensor, new_NGTK: Tensor) -> Tensor:
+        """Put the new positions into their slots and return all that those hold up to the longest."""
+        if self._fresh:
+            kept_SGCK[self._slots_N[0], :, : self._longest] = new_NGTK[0]
+            return new_NGTK
+        kept_SGCK[self._slots_N[:, None], :, self._positions_NT] = new_NGTK.transpose(1, 2)
+        return kept_SGCK[:, :, : self._longest].index_select(0, self._slots_N)

@@ -184,7 +184,7 @@ class Engine:
             self._running.append(request)
             ids_1T = torch.tensor([request.prompt])
             positions_1T = torch.arange(len(request.prompt))[None]
-            logits_1TV = self._model(ids_1T, positions_1T, self._cache.prefill(request.slot))
+            logits_1TV = self._model(ids_1T, positions_1T, self._cache.prefill(request.slot, 0, len(request.prompt)))
             self._choose([request], logits_1TV[:, -1])
 
     def _step(self) -> None:
@@ -197,8 +197,8 @@ class Engine:
         slots_N = torch.tensor([r.slot for r in requests])
         positions_N = torch.tensor([len(r.prompt) + len(r.token_ids) - 1 for r in requests])
         ids_N1 = torch.tensor([[r.token_ids[-1]] for r in requests])
-        attend = self._cache.decode(slots_N, positions_N)
-        logits_N1V = self._model(ids_N1, positions_N[:, None], attend)
+        memory = self._cache.decode(slots_N, positions_N)
+        logits_N1V = self._model(ids_N1, positions_N[:, None], memory)
         self._choose(requests, logits_N1V[:, 0])
 
     def _choose(self, requests: list[_Request], logits_NV: torch.Tensor) -> None:

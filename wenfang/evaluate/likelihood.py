@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from wenfang.model import Decoder
-from wenfang.model.decoder import causal
+from wenfang.model.memory import Memory
 
 Pair = tuple[list[int], list[int]]
 """Token ids of a prompt, and of the reply whose likelihood is asked."""
@@ -27,6 +27,6 @@ def reply_nats(model: Decoder, pairs: Sequence[Pair]) -> list[float]:
         said_BT[row, len(prompt) : len(prompt) + len(reply)] = True
     # Padding stands to the right, where causal attention never looks.
     positions_BT = torch.arange(longest - 1).expand(len(pairs), -1)
-    logits_BTV = model(ids_BT[:, :-1], positions_BT, causal)
+    logits_BTV = model(ids_BT[:, :-1], positions_BT, Memory())
     nats_BT = F.cross_entropy(logits_BTV.float().transpose(1, 2), ids_BT[:, 1:], reduction="none")
     return [float(x) for x in (nats_BT * said_BT[:, 1:]).sum(-1)]

@@ -1,6 +1,6 @@
 """model: the one decoder definition, and its Hugging Face folder in and out.
 
-The same `Decoder` is trained, evaluated and served. Attention memory (masks, caches) belongs to the caller.
+The same `Decoder` is trained, evaluated and served. Masks, caches and recurrent states belong to the caller's `Memory`.
 May import `core` only.
 """
 

@@ -1,14 +1,33 @@
 """The typed shape of a decoder."""
 
-from typing import Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from wenfang.core.config import Config
 
+T = TypeVar("T")
+
+
+def _as_pattern(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+Pattern = Annotated[tuple[T, ...], BeforeValidator(_as_pattern), Field(min_length=1)]
+"""One value per layer, repeated over the layers; a single value stands for every layer."""
+
+Mixer = Literal["attention", "mamba2", "gated_deltanet", "rwkv7", "ttt"]
+
+
+class RopeConfig(Config):
+    """Rotary position embedding (Su et al. 2021)."""
+
+    theta: float = Field(default=10_000.0, gt=0)
+    """Base wavelength."""
+
 
 class DecoderConfig(Config):
-    """Shape of a decoder-only Transformer: RoPE, RMSNorm, SwiGLU, grouped-query attention.
+    """Shape of a decoder-only language model. Each idea is a field; the defaults make a small Qwen3.
 
     Sources: Llama 2 (Touvron et al. 2023), GQA (Ainslie et al. 2023), QK-norm as in Qwen3 (2025).
     """
@@ -27,18 +46,40 @@ class DecoderConfig(Config):
     """Width inside the SwiGLU feed-forward."""
     context: int = Field(default=256, gt=0)
     """Longest sequence in tokens."""
-    rope_theta: float = Field(default=10_000.0, gt=0)
     norm_eps: float = Field(default=1e-6, gt=0)
     qk_norm: bool = True
     """RMS-normalise queries and keys per head before RoPE."""
     tie_embeddings: bool = False
     """Use the embedding table as the output projection."""
 
+    mixers: Pattern[Mixer] = ("attention",)
+    """What carries information between positions, by layer."""
+    ropes: Pattern[RopeConfig | None] = (RopeConfig(),)
+    """Rotary position embedding of the attention layers; None for none."""
+    windows: Pattern[Annotated[int, Field(gt=0)] | None] = (None,)
+    """Sliding window in tokens, the query's own position included; None to see everything before."""
+    attention_scale: float | None = Field(default=None, gt=0)
+    """Factor on q·k; None for 1/√head_dim."""
+    attention_softcap: float | None = Field(default=None, gt=0)
+    """Bound the scores softly: cap · tanh(score / cap) (Gemma 2)."""
+
     @model_validator(mode="after")
     def _check_heads(self) -> Self:
         if self.heads % self.kv_heads:
             raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
         return self
+
+    def mixer(self, layer: int) -> Mixer:
+        """The sequence mixer of a layer."""
+        return self.mixers[layer % len(self.mixers)]
+
+    def rope(self, layer: int) -> RopeConfig | None:
+        """The rotary embedding of a layer."""
+        return self.ropes[layer % len(self.ropes)]
+
+    def window(self, layer: int) -> int | None:
+        """The sliding window of a layer."""
+        return self.windows[layer % len(self.windows)]
 
     @property
     def matmul_parameters(self) -> int:

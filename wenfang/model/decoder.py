@@ -1,105 +1,48 @@
 """The one decoder that Wenfang trains, evaluates and serves.
 
-Shapes in names: B batch, T time, D model width, H query heads, G key/value heads, K head width, V vocabulary.
-Weights are kept in fp32 and cast to the activations' dtype where they are used, so training in bf16 needs no
-autocast and inference may simply convert the whole module.
+Shapes in names: B batch, T time, D model width, V vocabulary. Weights are kept in fp32 and cast to the activations'
+dtype where they are used, so training in bf16 needs no autocast and inference may simply convert the whole module.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wenfang.model.config import DecoderConfig
+from wenfang.core.errors import ModelError
+from wenfang.core.language import say
+from wenfang.model.attention import Attention
+from wenfang.model.config import DecoderConfig, Mixer
+from wenfang.model.feedforward import FeedForward
+from wenfang.model.linear import Linear
+from wenfang.model.memory import Memory
+from wenfang.model.norm import RMSNorm
+from wenfang.model.position import Rotation, rotation
 
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""(layer, q_BHTK, k_BGTK, v_BGTK) → context_BHTK. The caller owns mask and cache; the layer owns the weights."""
-
-
-class Linear(nn.Linear):
-    """A bias-free projection whose fp32 weight is cast to the input's dtype."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
-
-
-class RMSNorm(nn.Module):
-    """x / rms(x) · weight over the last dimension, computed in fp32 (Zhang & Sennrich 2019)."""
-
-    def __init__(self, dim: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        x32 = x.float()
-        scale = torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
-        return (x32 * scale).to(x.dtype) * self.weight.to(x.dtype)
-
-
-def rotate(x_BHTK: Tensor, cos_B1TK: Tensor, sin_B1TK: Tensor) -> Tensor:
-    """Rotary position embedding in the half-split layout of Hugging Face (Su et al. 2021)."""
-    first, second = x_BHTK.chunk(2, dim=-1)
-    rotated = torch.cat((-second, first), dim=-1)
-    return x_BHTK * cos_B1TK + rotated * sin_B1TK
-
-
-class Attention(nn.Module):
-    """Grouped-query self-attention without its memory: `attend` brings the mask and, if any, the cache."""
-
-    def __init__(self, config: DecoderConfig, layer: int) -> None:
-        super().__init__()
-        self.layer, self.head_dim = layer, config.head_dim
-        self.q_proj = Linear(config.dim, config.heads * config.head_dim)
-        self.k_proj = Linear(config.dim, config.kv_heads * config.head_dim)
-        self.v_proj = Linear(config.dim, config.kv_heads * config.head_dim)
-        self.o_proj = Linear(config.heads * config.head_dim, config.dim)
-        self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
-
-    def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        B, T, _ = x_BTD.shape
-        q_BHTK = self.q_norm(self.q_proj(x_BTD).view(B, T, -1, self.head_dim)).transpose(1, 2)
-        k_BGTK = self.k_norm(self.k_proj(x_BTD).view(B, T, -1, self.head_dim)).transpose(1, 2)
-        v_BGTK = self.v_proj(x_BTD).view(B, T, -1, self.head_dim).transpose(1, 2)
-        context_BHTK = attend(self.layer, rotate(q_BHTK, cos, sin), rotate(k_BGTK, cos, sin), v_BGTK)
-        return self.o_proj(context_BHTK.transpose(1, 2).reshape(B, T, -1))
-
-
-class FeedForward(nn.Module):
-    """SwiGLU (Shazeer 2020). Gate and up are separate products: faster on CPU than one fused product."""
-
-    def __init__(self, config: DecoderConfig) -> None:
-        super().__init__()
-        self.gate_proj = Linear(config.dim, config.hidden)
-        self.up_proj = Linear(config.dim, config.hidden)
-        self.down_proj = Linear(config.hidden, config.dim)
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+MIXERS: dict[Mixer, Callable[[DecoderConfig, int], nn.Module]] = {"attention": Attention}
+"""Sequence mixers: built from the config and the layer's number; called with x_BTD, the memory and the rotation of
+the positions (None without rotary embedding), they return y_BTD."""
 
 
 class Block(nn.Module):
-    """Pre-norm residual block."""
+    """Pre-norm residual block: a sequence mixer, then a feed-forward."""
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.dim, config.norm_eps)
-        self.self_attn = Attention(config, layer)
-        self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
+        self.mixer_norm = RMSNorm(config.dim, config.norm_eps)
+        self.mixer = _make_mixer(config, layer)
+        self.mlp_norm = RMSNorm(config.dim, config.norm_eps)
         self.mlp = FeedForward(config)
 
-    def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), cos, sin, attend)
-        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+    def forward(self, x_BTD: Tensor, memory: Memory, rotation: Rotation | None) -> Tensor:
+        x_BTD = x_BTD + self.mixer(self.mixer_norm(x_BTD), memory, rotation)
+        return x_BTD + self.mlp(self.mlp_norm(x_BTD))
 
 
 class Decoder(nn.Module):
-    """Token ids in, hidden states or logits out."""
+    """Token ids (or embeddings) in, hidden states or logits out."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -124,25 +67,38 @@ class Decoder(nn.Module):
         if not self.config.tie_embeddings:
             self.lm_head.weight.zero_()
 
-    def hidden(self, ids_BT: Tensor, positions_BT: Tensor, attend: Attend, dtype: torch.dtype) -> Tensor:
-        """Final normalised states x_BTD in `dtype`. Positions count from 0 in each sequence."""
-        x_BTD = F.embedding(ids_BT, self.embed_tokens.weight).to(dtype)
-        cos, sin = self._rotary(positions_BT, dtype)
-        for block in self.layers:
-            x_BTD = block(x_BTD, cos, sin, attend)
+    def embed(self, ids_BT: Tensor, dtype: torch.dtype) -> Tensor:
+        """The embeddings x_BTD that the first block reads."""
+        return F.embedding(ids_BT, self.embed_tokens.weight).to(dtype)
+
+    def hidden(self, inputs: Tensor, positions_BT: Tensor, memory: Memory, dtype: torch.dtype) -> Tensor:
+        """Final normalised states x_BTD in `dtype`.
+
+        Args:
+            inputs: token ids_BT, or embeddings x_BTD such as `embed` makes, possibly mixed with those of other
+                modalities.
+            positions_BT: counted from 0 in each sequence.
+        """
+        x_BTD = inputs.to(dtype) if inputs.is_floating_point() else self.embed(inputs, dtype)
+        rotations = [
+            None if rope is None else rotation(rope, self.config.head_dim, positions_BT, dtype)
+            for rope in self.config.ropes
+        ]
+        for layer, block in enumerate(self.layers):
+            x_BTD = block(x_BTD, memory, rotations[layer % len(rotations)])
         return self.norm(x_BTD)
 
-    def forward(self, ids_BT: Tensor, positions_BT: Tensor, attend: Attend) -> Tensor:
+    def forward(self, inputs: Tensor, positions_BT: Tensor, memory: Memory) -> Tensor:
         """Next-token logits_BTV in the dtype of the weights."""
-        return self.lm_head(self.hidden(ids_BT, positions_BT, attend, self.embed_tokens.weight.dtype))
-
-    def _rotary(self, positions_BT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        exponents = torch.arange(0, self.config.head_dim, 2, device=positions_BT.device) / self.config.head_dim
-        angles = positions_BT[:, None, :, None].float() * self.config.rope_theta**-exponents
-        angles_B1TK = torch.cat((angles, angles), dim=-1)
-        return angles_B1TK.cos().to(dtype), angles_B1TK.sin().to(dtype)
+        return self.lm_head(self.hidden(inputs, positions_BT, memory, self.embed_tokens.weight.dtype))
 
 
-def causal(_layer: int, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor) -> Tensor:
-    """Plain causal attention over whole, unpadded sequences."""
-    return F.scaled_dot_product_attention(q_BHTK, k_BGTK, v_BGTK, is_causal=True, enable_gqa=True)
+def _make_mixer(config: DecoderConfig, layer: int) -> Any:
+    name = config.mixer(layer)
+    if name not in MIXERS:
+        raise ModelError(
+            say(
+                zh=f"第 {layer} 層的 mixers={name!r} 尚不支援。", en=f"Layer {layer}: mixers={name!r} is not supported."
+            )
+        )
+    return MIXERS[name](config, layer)

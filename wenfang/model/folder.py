@@ -14,7 +14,8 @@ from wenfang.core.errors import ModelError
 from wenfang.core.language import say
 from wenfang.model.config import DecoderConfig
 from wenfang.model.decoder import Decoder
-from wenfang.model.families import family_for, family_of
+from wenfang.model.families import Family, family_for, family_of
+from wenfang.model.families.weights import Weights
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 WEIGHTS = "model.safetensors"
@@ -43,9 +44,8 @@ def save_model(
     _write_json(folder / "config.json", config)
     _write_json(folder / "generation_config.json", {**ids, "do_sample": True, "temperature": 1.0, "top_p": 0.95})
     tensors = {
-        _hf_name(name): weight.detach().to(dtype).contiguous()
-        for name, weight in model.state_dict().items()
-        if not (model.config.tie_embeddings and name == "lm_head.weight")
+        name: weight.detach().to(dtype).contiguous()
+        for name, weight in family_weights(family, model).to_checkpoint(model.state_dict())
     }
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     shutil.copymode(folder / "config.json", folder / WEIGHTS)  # The library writes files only their owner can read.
@@ -75,15 +75,21 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> Decoder:
     config = load_config(folder)
     with torch.device("meta"):
         model = Decoder(config)
-    expected = {_hf_name(name): weight.shape for name, weight in model.state_dict().items()}
+    weights = family_weights(family_of(_read_json(folder / "config.json")), model)
+    tensors = _read_weights(folder / WEIGHTS, weights.shapes)
+    state = {name: tensor.to(dtype) for name, tensor in weights.from_checkpoint(tensors.__getitem__)}
     if config.tie_embeddings:
-        expected.pop("lm_head.weight")
-    tensors = _read_weights(folder / WEIGHTS, expected)
-    state = {name: tensors[_tied(_hf_name(name), config)].to(dtype) for name in model.state_dict()}
+        state["lm_head.weight"] = state["embed_tokens.weight"]
     model.load_state_dict(state, strict=True, assign=True)
     if config.tie_embeddings:
         model.lm_head.weight = model.embed_tokens.weight
     return model
+
+
+def family_weights(family: Family, model: Decoder) -> Weights:
+    """How the family's checkpoint and this decoder's parameters correspond."""
+    tied = {"lm_head.weight"} if model.config.tie_embeddings else set()
+    return Weights(family.LINKS, {name: tensor for name, tensor in model.state_dict().items() if name not in tied})
 
 
 def _read_weights(path: Path, expected: dict[str, torch.Size]) -> dict[str, torch.Tensor]:
@@ -138,15 +144,6 @@ def _check_names(path: Path, found: set[str], expected: set[str]) -> None:
                     en=f"{str(path)!r} {en} {name!r} for its config.json.",
                 )
             )
-
-
-def _hf_name(name: str) -> str:
-    """Our parameter names are Hugging Face's without the prefix of the inner model."""
-    return name if name.startswith("lm_head.") else f"model.{name}"
-
-
-def _tied(name: str, config: DecoderConfig) -> str:
-    return "model.embed_tokens.weight" if config.tie_embeddings and name == "lm_head.weight" else name
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from wenfang.core.errors import ModelError, nearest
 from wenfang.core.language import say
 from wenfang.model.config import DecoderConfig
 from wenfang.model.families import llama, qwen3
+from wenfang.model.families.weights import Link
 
 
 class Family(Protocol):
@@ -13,6 +14,7 @@ class Family(Protocol):
 
     MODEL_TYPE: str
     ARCHITECTURE: str
+    LINKS: tuple[Link, ...]
 
     def expresses(self, config: DecoderConfig) -> bool:
         """Whether this family can hold the architecture exactly."""
@@ -46,5 +48,17 @@ def family_of(values: dict[str, Any]) -> Family:
 
 
 def family_for(config: DecoderConfig) -> Family:
-    """The family that can hold this architecture when it is written."""
-    return next(family for family in FAMILIES.values() if family.expresses(config))
+    """The family that can hold this architecture when it is written.
+
+    Raises:
+        ModelError: there is none.
+    """
+    for family in FAMILIES.values():
+        if family.expresses(config):
+            return family
+    raise ModelError(
+        say(
+            zh="沒有 Hugging Face 模型種類能表示這個架構，無法寫出。",
+            en="No Hugging Face model family can express this architecture; it cannot be written.",
+        )
+    )

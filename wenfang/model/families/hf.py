@@ -6,11 +6,24 @@ from pydantic import ValidationError
 
 from wenfang.core.errors import ModelError
 from wenfang.core.language import say
-from wenfang.model.config import DecoderConfig
+from wenfang.model.config import DecoderConfig, RopeConfig
+from wenfang.model.families.weights import Link
+
+BASE_LINKS: tuple[Link, ...] = (
+    Link("lm_head", "lm_head"),
+    Link("embed_tokens", "model.embed_tokens"),
+    Link("norm", "model.norm"),
+    Link("layers.*.mixer_norm", "model.layers.*.input_layernorm"),
+    Link("layers.*.mixer", "model.layers.*.self_attn"),
+    Link("layers.*.mlp_norm", "model.layers.*.post_attention_layernorm"),
+    Link("layers.*.mlp", "model.layers.*.mlp"),
+)
+"""Llama's names."""
 
 
 def base_to_hf(config: DecoderConfig) -> dict[str, Any]:
     """Fields every Llama-like family writes."""
+    rope = config.ropes[0] or RopeConfig()
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.dim,
@@ -20,8 +33,8 @@ def base_to_hf(config: DecoderConfig) -> dict[str, Any]:
         "head_dim": config.head_dim,
         "intermediate_size": config.hidden,
         "max_position_embeddings": config.context,
-        "rope_theta": config.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "rope_theta": rope.theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": rope.theta},
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tie_embeddings,
         "hidden_act": "silu",
@@ -50,7 +63,7 @@ def base_from_hf(values: dict[str, Any], *, qk_norm: bool) -> DecoderConfig:
             head_dim=values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"],
             hidden=values["intermediate_size"],
             context=values["max_position_embeddings"],
-            rope_theta=rope.get("rope_theta") or values.get("rope_theta") or 10_000.0,
+            ropes=(RopeConfig(theta=rope.get("rope_theta") or values.get("rope_theta") or 10_000.0),),
             norm_eps=values["rms_norm_eps"],
             qk_norm=qk_norm,
             tie_embeddings=values.get("tie_word_embeddings", False),
@@ -68,6 +81,13 @@ def base_from_hf(values: dict[str, Any], *, qk_norm: bool) -> DecoderConfig:
                 en=f"config.json is wrong: {field} {first['msg']}",
             )
         ) from None
+
+
+def is_plain(config: DecoderConfig) -> bool:
+    """Whether the attention is what Llama has."""
+    plain = DecoderConfig(vocab_size=1)
+    same = all(getattr(config, f) == getattr(plain, f) for f in ("mixers", "windows", "attention_scale"))
+    return same and config.attention_softcap is None and len(config.ropes) == 1 and config.ropes[0] is not None
 
 
 def refuse_unless(values: dict[str, Any], field: str, expected: object) -> None:

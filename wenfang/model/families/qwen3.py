@@ -3,14 +3,15 @@
 from typing import Any
 
 from wenfang.model.config import DecoderConfig
-from wenfang.model.families.hf import base_from_hf, base_to_hf, refuse_unless
+from wenfang.model.families.hf import BASE_LINKS, base_from_hf, base_to_hf, is_plain, refuse_unless
 
 MODEL_TYPE = "qwen3"
 ARCHITECTURE = "Qwen3ForCausalLM"
+LINKS = BASE_LINKS
 
 
 def expresses(config: DecoderConfig) -> bool:
-    return config.qk_norm
+    return config.qk_norm and is_plain(config)
 
 
 def to_hf(config: DecoderConfig) -> dict[str, Any]:
