@@ -1,0 +1,58 @@
+"""C++ sources into loaded libraries: compiled on first use, kept in the user's cache folder."""
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+import warnings
+from pathlib import Path
+
+from wenfang.core.hardware import detect
+from wenfang.core.language import say
+
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
+
+
+@functools.cache
+def load(source: Path) -> ctypes.CDLL | None:
+    """The library made from one C++ file; None, with a warning, where the compiler is missing or refuses the file.
+
+    The result is kept under `$XDG_CACHE_HOME/wenfang/native` by a hash of source, flags, compiler and processor.
+    """
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None:
+        return None  # Training says so, together with what else needs a compiler.
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    facts = (source.read_bytes(), FLAGS, compiler, version, detect().processor)
+    key = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    library = home / "wenfang" / "native" / f"{source.stem}-{key}.so"
+    if not library.exists():
+        refused = _compile(compiler, source, library)
+        if refused:
+            warnings.warn(
+                say(
+                    zh=f"{source.name} 無法編譯，改用較慢的運算：{refused}",
+                    en=f"{source.name} could not be compiled; slower operators are used instead: {refused}",
+                ),
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return None
+    return ctypes.CDLL(str(library))
+
+
+def _compile(compiler: str, source: Path, library: Path) -> str:
+    """Make the library, whole or not at all, also when two processes do so; returns the compiler's complaint."""
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        made = Path(folder) / library.name
+        command = [compiler, *FLAGS, str(source), "-o", str(made)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            made.replace(library)
+            return ""
+    return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[0]
