@@ -1,76 +1,241 @@
-"""One training step of the poet's decoder beside the same shape in `transformers`, both compiled, in bf16.
+"""Training steps of Wenfang beside its peers: tokens per second, peak memory, and where Wenfang's time goes.
 
-    .venv/bin/python benchmarks/train.py
+    .venv/bin/python benchmarks/train.py                                  the reference shape, whole documents
+    .venv/bin/python benchmarks/train.py --document 60                    short documents packed into rows
+    .venv/bin/python benchmarks/train.py --shape poet --rounds 15         the shape of recipes/poet.yaml
+    .venv/bin/python benchmarks/train.py --nanogpt path/to/nanoGPT/model.py   with one more peer
 
-Prints tokens per second of each, interleaved in one process, and the ratio of the medians. The peer is Qwen3 with fp32
-weights under autocast, rows without a document mask (less work than ours, which keeps packed documents apart).
-Forward and backward only; optimisers differ by choice, not by speed of code.
+Every contender is the same shape, compiled, in bf16, with fp32 weights moved by fused AdamW, in a process of its own;
+one step of each is timed in turn, and medians are compared. Peers read the same rows without a document mask (which is
+less work than keeping documents apart). `litgpt` takes part where it is installed.
 """
 
+import argparse
+import importlib.util
+import json
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from wenfang.core.hardware import peak_memory_bytes
 from wenfang.model import Decoder, DecoderConfig
-from wenfang.model.families import qwen3
 from wenfang.train.loss import cross_entropy_sum
 
-SHAPE = DecoderConfig(
-    vocab_size=5120, dim=192, layers=4, heads=3, kv_heads=1, head_dim=64, hidden=512, context=128
-)  # recipes/poet.yaml
-BATCH = 32
-ROUNDS = 15
+SHAPES = {
+    "reference": (
+        DecoderConfig(vocab_size=8192, dim=384, layers=6, heads=6, kv_heads=6, hidden=1024, context=512, qk_norm=False),
+        16,
+    ),
+    "poet": (DecoderConfig(vocab_size=5120, dim=192, layers=4, heads=3, kv_heads=1, hidden=512, context=128), 32),
+}
+"""Architecture and rows per step."""
+BF16_PEAK = 463e9
+"""FLOP/s that two cores of AMD EPYC Zen 4 reach with `vdpbf16ps`; the distance to it is printed."""
+Loss = Callable[[Tensor], Tensor]
+"""Token ids [B, T] → mean loss."""
 
 
-def ours() -> Callable[[torch.Tensor], torch.Tensor]:
-    """Loss of Wenfang's decoder on rows of two documents each."""
-    model = Decoder(SHAPE)
+def wenfang(shape: DecoderConfig, document: int) -> tuple[nn.Module, Loss]:
+    model = Decoder(shape)
     model.initialise()
-    loss = torch.compile(cross_entropy_sum, dynamic=False)
-    half = SHAPE.context // 2
-    documents_BT = (torch.arange(SHAPE.context) // half).expand(BATCH, -1).contiguous()
-    positions_BT = (torch.arange(SHAPE.context) % half).expand(BATCH, -1).contiguous()
+    total = torch.compile(cross_entropy_sum, dynamic=False)
+    index_T = torch.arange(shape.context)
 
-    def step(ids_BT: torch.Tensor) -> torch.Tensor:
-        targets_BT = ids_BT.roll(-1, 1)
-        return loss(model, ids_BT, targets_BT, documents_BT, positions_BT, torch.bfloat16) / ids_BT.numel()
+    def loss(ids_BT: Tensor) -> Tensor:
+        documents_BT = (index_T // document).expand_as(ids_BT).contiguous()
+        positions_BT = (index_T % document).expand_as(ids_BT).contiguous()
+        return total(model, ids_BT, ids_BT.roll(-1, 1), documents_BT, positions_BT, torch.bfloat16) / ids_BT.numel()
 
-    return step
+    return model, loss
 
 
-def peer() -> Callable[[torch.Tensor], torch.Tensor]:
-    """Loss of the same shape in `transformers`."""
-    model = Qwen3ForCausalLM(Qwen3Config(**qwen3.to_hf(SHAPE))).train()
+def transformers(shape: DecoderConfig, attention: str) -> tuple[nn.Module, Loss]:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from wenfang.model.families import family_for
+
+    family = family_for(shape)
+    config = AutoConfig.for_model(family.MODEL_TYPE, **family.to_hf(shape), attn_implementation=attention)
+    model = AutoModelForCausalLM.from_config(config).train()
+    compiled = torch.compile(model, dynamic=False)
+    return model, lambda ids_BT: compiled(input_ids=ids_BT, labels=ids_BT, use_cache=False).loss
+
+
+def nanogpt(shape: DecoderConfig, path: str) -> tuple[nn.Module, Loss]:
+    spec = importlib.util.spec_from_file_location("nanogpt", path)
+    assert spec is not None
+    assert spec.loader is not None
+    source = importlib.util.module_from_spec(spec)
+    sys.modules["nanogpt"] = source
+    spec.loader.exec_module(source)
+    # Its feed-forward has two matrices of four times the width; ours three: the same number of weights at width 384.
+    model = source.GPT(
+        source.GPTConfig(
+            block_size=shape.context,
+            vocab_size=shape.vocab_size,
+            n_layer=shape.layers,
+            n_head=shape.heads,
+            n_embd=shape.dim,
+            dropout=0.0,
+            bias=False,
+        )
+    )
+    compiled = torch.compile(model, dynamic=False)
+    return model, lambda ids_BT: compiled(ids_BT, ids_BT.roll(-1, 1))[1]
+
+
+def litgpt(shape: DecoderConfig) -> tuple[nn.Module, Loss]:
+    from litgpt import GPT, Config
+
+    config = Config(
+        name="peer",
+        block_size=shape.context,
+        vocab_size=shape.vocab_size,
+        padded_vocab_size=shape.vocab_size,
+        n_layer=shape.layers,
+        n_head=shape.heads,
+        n_query_groups=shape.kv_heads,
+        n_embd=shape.dim,
+        head_size=shape.head_dim,
+        intermediate_size=shape.hidden,
+        norm_class_name="RMSNorm",
+        mlp_class_name="LLaMAMLP",
+        bias=False,
+        parallel_residual=False,
+        rotary_percentage=1.0,
+    )
+    model = GPT(config)
     compiled = torch.compile(model, dynamic=False)
 
-    def step(ids_BT: torch.Tensor) -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            return compiled(input_ids=ids_BT, labels=ids_BT, use_cache=False).loss
+    def loss(ids_BT: Tensor) -> Tensor:
+        return F.cross_entropy(compiled(ids_BT).flatten(0, 1), ids_BT.roll(-1, 1).flatten())
 
-    return step
+    return model, loss
+
+
+def contend(name: str, arguments: argparse.Namespace) -> None:
+    """Compile, then answer each line read with the seconds of one step and the peak memory so far."""
+    shape, batch = SHAPES[arguments.shape]
+    makers: dict[str, Callable[[], tuple[nn.Module, Loss]]] = {
+        "wenfang": lambda: wenfang(shape, arguments.document or shape.context),
+        "transformers": lambda: transformers(shape, "sdpa"),
+        "transformers, eager attention": lambda: transformers(shape, "eager"),
+        "nanoGPT": lambda: nanogpt(shape, arguments.nanogpt),
+        "litgpt": lambda: litgpt(shape),
+    }
+    torch.manual_seed(0)
+    model, loss = makers[name]()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    ids_BT = torch.randint(0, shape.vocab_size, (batch, shape.context))
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=name != "wenfang"):
+            value = loss(ids_BT)
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    step()
+    step()
+    print("ready", flush=True)
+    for line in sys.stdin:
+        if line.strip() == "profile":
+            print(json.dumps(profile(step)), flush=True)
+            continue
+        start = time.perf_counter()
+        step()
+        print(json.dumps([time.perf_counter() - start, peak_memory_bytes()]), flush=True)
+
+
+def profile(step: Callable[[], None]) -> dict[str, float]:
+    """Seconds of one step by kind of work."""
+    kinds = {"aten::mm": "matrix products", "aten::bmm": "matrix products", "aten::addmm": "matrix products"}
+    kinds |= {"wenfang::attention": "attention, forward", "wenfang::attention_backward": "attention, backward"}
+    kinds |= {"aten::_fused_adamw_": "optimiser", "Optimizer.step#AdamW.step": "optimiser"}
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as record:
+        step()
+    seconds: dict[str, float] = {}
+    for event in record.key_averages():
+        kind = kinds.get(event.key, "norms, activations, loss and the rest")
+        seconds[kind] = seconds.get(kind, 0.0) + event.self_cpu_time_total / 1e6
+    return seconds
 
 
 def main() -> None:
-    torch.manual_seed(0)
-    ids_BT = torch.randint(0, SHAPE.vocab_size, (BATCH, SHAPE.context))
-    steps = {"wenfang": ours(), "transformers": peer()}
-    for step in steps.values():  # Compile.
-        step(ids_BT).backward()
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(ROUNDS):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step(ids_BT).backward()
-            times[name].append(time.perf_counter() - start)
-    speed = {name: ids_BT.numel() / statistics.median(seconds) for name, seconds in times.items()}
-    flops = SHAPE.training_flops(ids_BT.numel(), SHAPE.context)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="reference")
+    parser.add_argument("--document", type=int, default=0, help="tokens per document; 0 fills the row with one")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--nanogpt", default="", help="nanoGPT's model.py")
+    parser.add_argument("--contender", default="", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.contender:
+        contend(arguments.contender, arguments)
+        return
+    names = ["wenfang", "transformers", "transformers, eager attention"]
+    names += ["nanoGPT"] * bool(arguments.nanogpt) + ["litgpt"] * (importlib.util.find_spec("litgpt") is not None)
+    command = [sys.executable, str(Path(__file__).resolve()), *sys.argv[1:], "--contender"]
+    processes = {}
+    for name in names:
+        process = subprocess.Popen([*command, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        processes[name] = process
+        answer(process)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    memory: dict[str, int] = {}
+    for _ in range(arguments.rounds):
+        for name, process in processes.items():
+            seconds, memory[name] = json.loads(ask(process, "step"))
+            times[name].append(seconds)
+    parts = json.loads(ask(processes["wenfang"], "profile"))
+    for process in processes.values():
+        process.communicate()
+    show(arguments, times, memory, parts)
+
+
+def ask(process: subprocess.Popen[str], what: str) -> str:
+    assert process.stdin is not None
+    process.stdin.write(what + "\n")
+    process.stdin.flush()
+    return answer(process)
+
+
+def answer(process: subprocess.Popen[str]) -> str:
+    """The next line a contender prints on its own account."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(("ready", "[", "{")):
+            return line
+    raise SystemExit(f"a contender ended early with {process.wait()}")
+
+
+def show(
+    arguments: argparse.Namespace, times: dict[str, list[float]], memory: dict[str, int], parts: dict[str, float]
+) -> None:
+    shape, batch = SHAPES[arguments.shape]
+    tokens = batch * shape.context
+    flops = shape.training_flops(tokens, shape.context)
+    speed = {name: tokens / statistics.median(seconds) for name, seconds in times.items()}
+    print(f"{arguments.shape}, {arguments.document or shape.context} tokens a document, {arguments.rounds} rounds")
     for name, tokens_per_s in speed.items():
-        gflops = flops / ids_BT.numel() * tokens_per_s / 1e9
-        print(f"{name:14}{tokens_per_s:10,.0f} tokens/s {gflops:8.0f} GFLOP/s")
-    print(f"ratio {speed['wenfang'] / speed['transformers']:.2f}")
+        rate = flops / tokens * tokens_per_s
+        print(
+            f"{name:32}{tokens_per_s:9,.0f} tokens/s {rate / 1e9:6.0f} GFLOP/s {rate / BF16_PEAK:5.0%} of peak"
+            f" {memory[name] / 2**30:6.2f} GiB"
+        )
+    best = max(value for name, value in speed.items() if name != "wenfang")
+    leanest = min(value for name, value in memory.items() if name != "wenfang")
+    print(
+        f"speed {speed['wenfang'] / best:.2f} × the best peer, memory {memory['wenfang'] / leanest:.2f} × the leanest"
+    )
+    for kind, seconds in sorted(parts.items(), key=lambda part: -part[1]):
+        print(f"  {kind:40}{seconds:7.3f} s {seconds / sum(parts.values()):5.0%}")
 
 
 if __name__ == "__main__":
