@@ -5,6 +5,6 @@ and `core`.
 """
 
 from wenfang.engine.engine import Completion, Delta, Engine
-from wenfang.engine.sampling import SamplingParams
+from wenfang.engine.params import SamplingParams
 
 __all__ = ["Completion", "Delta", "Engine", "SamplingParams"]

@@ -1,11 +1,10 @@
 """Continuous batching: requests join and leave one running batch, each with its own sampling."""
 
 import queue
-import random
 import threading
 from collections import deque
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -13,7 +12,8 @@ import torch
 from wenfang.core.errors import InputError, WenfangError
 from wenfang.core.language import say
 from wenfang.engine.cache import SlotCache
-from wenfang.engine.sampling import SamplingParams, sample
+from wenfang.engine.params import SamplingParams
+from wenfang.engine.sampling import Sampler, choose, observe
 from wenfang.engine.text import TextStream
 from wenfang.model import Decoder, load_model
 from wenfang.tokenizer import Tokenizer
@@ -44,10 +44,9 @@ class _Request:
     prompt: list[int]
     params: SamplingParams
     limit: int
-    rng: random.Random
+    sampler: Sampler
     text: TextStream
     deltas: "queue.SimpleQueue[Delta | Exception]" = field(default_factory=queue.SimpleQueue)
-    token_ids: list[int] = field(default_factory=list)
     slot: int = -1
     cancelled: bool = False
 
@@ -108,7 +107,7 @@ class Engine:
         for request in requests:
             deltas = list(self._deltas(request))
             text = "".join(delta.text for delta in deltas)
-            completions.append(Completion(text, request.token_ids, deltas[-1].finish_reason or "stop"))
+            completions.append(Completion(text, request.sampler.written, deltas[-1].finish_reason or "stop"))
         return completions
 
     def close(self) -> None:
@@ -129,8 +128,11 @@ class Engine:
                 )
             )
         limit = room if params.max_tokens is None else min(params.max_tokens, room)
-        rng = random.Random() if params.seed is None else random.Random(params.seed + offset)
-        return _Request(list(prompt), params, limit, rng, TextStream(self.tokenizer, params.stop))
+        if params.seed is not None:
+            params = replace(params, seed=params.seed + offset)
+        breakers = frozenset(self.tokenizer.encode(text)[-1] for text in params.dry_sequence_breakers)
+        sampler = Sampler(params, list(prompt), breakers)
+        return _Request(list(prompt), params, limit, sampler, TextStream(self.tokenizer, params.stop))
 
     def _submit(self, requests: list[_Request]) -> None:
         with self._changed:
@@ -195,28 +197,28 @@ class Engine:
             return
         requests = list(self._running)
         slots_N = torch.tensor([r.slot for r in requests])
-        positions_N = torch.tensor([len(r.prompt) + len(r.token_ids) - 1 for r in requests])
-        ids_N1 = torch.tensor([[r.token_ids[-1]] for r in requests])
+        positions_N = torch.tensor([len(r.prompt) + len(r.sampler.written) - 1 for r in requests])
+        ids_N1 = torch.tensor([[r.sampler.written[-1]] for r in requests])
         memory = self._cache.decode(slots_N, positions_N)
         logits_N1V = self._model(ids_N1, positions_N[:, None], memory)
         self._choose(requests, logits_N1V[:, 0])
 
     def _choose(self, requests: list[_Request], logits_NV: torch.Tensor) -> None:
-        uniform = [r.rng.random() for r in requests]
-        tokens = sample(logits_NV, [r.params for r in requests], uniform)
-        for request, token in zip(requests, tokens, strict=True):
+        tokens = choose(logits_NV, [r.sampler for r in requests])
+        for i, (request, token) in enumerate(zip(requests, tokens, strict=True)):
+            observe(logits_NV[i], token, request.sampler)
             self._accept(request, token)
 
     def _accept(self, request: _Request, token: int) -> None:
-        request.token_ids.append(token)
+        request.sampler.written.append(token)
         ended = token == self.tokenizer.end_id
         text = "" if ended else request.text.push(token)
-        if not ended and not request.text.stopped and len(request.token_ids) < request.limit:
-            request.deltas.put(Delta(text, None, len(request.token_ids)))
+        if not ended and not request.text.stopped and len(request.sampler.written) < request.limit:
+            request.deltas.put(Delta(text, None, len(request.sampler.written)))
             return
         text += request.text.finish()
         reason = "stop" if ended or request.text.stopped else "length"
-        request.deltas.put(Delta(text, reason, len(request.token_ids)))
+        request.deltas.put(Delta(text, reason, len(request.sampler.written)))
         self._retire(request)
 
     def _retire(self, request: _Request) -> None:

@@ -1,79 +1,165 @@
-"""How the next token is chosen."""
+"""How the next token is chosen: penalties, temperature, truncation, then one draw.
+
+The order is that of `transformers`: bias and penalties first, then temperature, then truncation. A step runs only for
+the rows that ask for it, so plain requests pay for nothing. Shapes: N rows (requests), V vocabulary.
+"""
 
 import math
-from dataclasses import dataclass
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from wenfang.core.errors import InputError
-from wenfang.core.language import say
+from wenfang.engine import penalties, truncation
+from wenfang.engine.noise import TOKEN, XTC, exponential, uniform
+from wenfang.engine.params import TRUNCATION_OFF, SamplingParams
+
+LONGEST_SEED = 63
 
 
-@dataclass(frozen=True, kw_only=True)
-class SamplingParams:
-    """What one request asks of the sampler.
-
-    Raises:
-        InputError: a value is out of range; the message names it.
-    """
-
-    temperature: float = 1.0
-    """Divides the logits; 0 takes the likeliest token."""
-    top_p: float = 1.0
-    """Nucleus: the smallest set of likeliest tokens with this total probability (Holtzman et al. 2020)."""
-    top_k: int = 0
-    """Only the k likeliest tokens; 0 means all."""
-    max_tokens: int | None = None
-    """Longest completion in tokens; None means to the end of the context."""
-    stop: tuple[str, ...] = ()
-    """Strings that end the completion and are not part of it."""
-    seed: int | None = None
-    """Same seed, prompt and batch: same text. None draws a fresh one."""
-
-    def __post_init__(self) -> None:
-        for name, value, low, high in (
-            ("temperature", self.temperature, 0.0, 100.0),
-            ("top_p", self.top_p, 0.0, 1.0),
-            ("top_k", self.top_k, 0, 1 << 31),
-            ("max_tokens", 1 if self.max_tokens is None else self.max_tokens, 1, 1 << 31),
-            ("seed", 0 if self.seed is None else self.seed, 0, (1 << 63) - 1),
-        ):
-            if not (math.isfinite(value) and low <= value <= high):
-                raise InputError(
-                    say(
-                        zh=f"`{name}` 是 {value!r}，必須介於 {low} 與 {high} 之間。",
-                        en=f"`{name}` is {value!r}; it must lie between {low} and {high}.",
-                    )
-                )
-        if self.top_p == 0.0:
-            raise InputError(say(zh="`top_p` 必須大於 0。", en="`top_p` must be greater than 0."))
-        if any(not text for text in self.stop):
-            raise InputError(say(zh="`stop` 不能有空字串。", en="`stop` must not hold an empty string."))
-
-
-def sample(logits_NV: Tensor, params: list[SamplingParams], uniform_N: list[float]) -> list[int]:
-    """One token id per row, by inverting the cumulative distribution at that row's uniform number in [0, 1).
+@dataclass
+class Sampler:
+    """One request's sampling under way.
 
     Args:
-        logits_NV: fp32 logits of N requests.
-        params: sampling of each request.
-        uniform_N: one number per request, drawn from its own generator.
+        params: what was asked.
+        prompt: token ids before the completion.
+        breakers: ids of the tokens that are `params.dry_sequence_breakers`.
     """
-    greedy = [p.temperature == 0.0 for p in params]
-    if all(greedy):
-        return [int(i) for i in logits_NV.argmax(-1)]
-    temperature_N1 = torch.tensor([[p.temperature or 1.0] for p in params])
-    top_p_N1 = torch.tensor([[p.top_p] for p in params])
-    top_k_N1 = torch.tensor([[p.top_k or logits_NV.shape[1]] for p in params])
-    sorted_NV, order_NV = (logits_NV.float() / temperature_N1).sort(dim=-1, descending=True, stable=True)
-    probabilities_NV = sorted_NV.softmax(-1)
-    before_NV = probabilities_NV.cumsum(-1) - probabilities_NV
-    kept_NV = (before_NV < top_p_N1) & (torch.arange(logits_NV.shape[1]) < top_k_N1)
-    kept_NV[:, 0] = True
-    cumulative_NV = (probabilities_NV * kept_NV).double().cumsum(-1)
-    target_N1 = torch.tensor([[u] for u in uniform_N], dtype=torch.float64) * cumulative_NV[:, -1:]
-    rank_N1 = torch.searchsorted(cumulative_NV, target_N1, right=True)
-    rank_N1 = rank_N1.minimum(kept_NV.sum(-1, keepdim=True) - 1)  # Rounding may step past the last kept token.
-    rank_N1[torch.tensor(greedy)] = 0
-    return [int(i) for i in order_NV.gather(1, rank_N1).squeeze(1)]
+
+    params: SamplingParams
+    prompt: Sequence[int]
+    breakers: frozenset[int] = frozenset()
+    written: list[int] = field(default_factory=list)
+    """Token ids of the completion so far; the caller appends what it accepts."""
+    seed: int = -1
+    mu: float = 0.0
+    """Mirostat's running bound on the surprise, in bits."""
+
+    def __post_init__(self) -> None:
+        self.seed = secrets.randbits(LONGEST_SEED) if self.params.seed is None else self.params.seed
+        self.mu = 2 * self.params.mirostat_tau
+
+    @property
+    def history(self) -> list[int]:
+        """Prompt and completion."""
+        return [*self.prompt, *self.written]
+
+
+Truncation = Callable[[Tensor, Tensor], Tensor]
+
+_TRUNCATIONS: dict[str, Truncation] = {
+    "top_n_sigma": truncation.top_n_sigma,
+    "top_k": truncation.top_k,
+    "top_p": truncation.top_p,
+    "min_p": truncation.min_p,
+    "typical_p": truncation.typical,
+}
+
+
+def choose(logits_NV: Tensor, samplers: Sequence[Sampler]) -> list[int]:
+    """The next token of each row. Depends on the row's logits and sampler alone, whatever rows are beside it.
+
+    The draw is a race of exponential variables (equal in law to sampling from the softmax): token i arrives at
+    E_i / p_i and the first wins. E_i follows from the request's seed, the position and i alone, so two distributions
+    that are close nearly always choose the same token — what speculative decoding lives on.
+    """
+    if all(s.params.temperature == 0.0 and not _penalised(s.params) for s in samplers):
+        return logits_NV.argmax(-1).tolist()
+    scores_NV = warp(penalise(logits_NV.float(), samplers), samplers)
+    chosen_N = scores_NV.argmax(-1)
+    drawn = [i for i, s in enumerate(samplers) if s.params.temperature > 0.0]
+    if drawn:
+        noise_NV = exponential([(samplers[i].seed, len(samplers[i].written), TOKEN) for i in drawn], scores_NV.shape[1])
+        arrival_NV = noise_NV / _rows(scores_NV, drawn).softmax(-1)
+        chosen_N = chosen_N.index_copy(0, torch.tensor(drawn), arrival_NV.argmin(-1))
+    return chosen_N.tolist()
+
+
+def penalise(logits_NV: Tensor, samplers: Sequence[Sampler]) -> Tensor:
+    """fp32 logits with bias and penalties applied."""
+    for i, sampler in enumerate(samplers):
+        if _penalised(sampler.params):
+            logits_NV = logits_NV.index_copy(0, torch.tensor([i]), _penalise_row(logits_NV[i], sampler)[None])
+    return logits_NV
+
+
+def warp(logits_NV: Tensor, samplers: Sequence[Sampler]) -> Tensor:
+    """Logits after temperature and truncation. Rows at temperature 0 stay as they are."""
+    drawn = [i for i, s in enumerate(samplers) if s.params.temperature > 0.0]
+    logits_NV = _apply(logits_NV, drawn, _divide, [s.params.temperature for s in samplers], neutral=1.0)
+    for name, rule in _TRUNCATIONS.items():
+        values = [getattr(s.params, name) for s in samplers]
+        logits_NV = _apply(logits_NV, drawn, rule, values, neutral=TRUNCATION_OFF[name])
+    excluding = [i for i in drawn if _excludes(samplers[i])]
+    thresholds = [s.params.xtc_threshold for s in samplers]
+    logits_NV = _apply(logits_NV, excluding, truncation.exclude_top_choices, thresholds)
+    steered = [i for i in drawn if samplers[i].params.mirostat_tau]
+    return _apply(logits_NV, steered, truncation.mirostat, [s.mu for s in samplers])
+
+
+def observe(logits_V: Tensor, token: int, sampler: Sampler) -> None:
+    """Tell a Mirostat sampler how surprising the token was that it chose; call before the token is accepted."""
+    params = sampler.params
+    if params.mirostat_tau and params.temperature:
+        log_V = (penalise(logits_V.float()[None], [sampler])[0] / params.temperature).log_softmax(-1)
+        sampler.mu -= params.mirostat_eta * (-float(log_V[token]) / math.log(2) - params.mirostat_tau)
+
+
+def _penalised(params: SamplingParams) -> bool:
+    return bool(
+        params.logit_bias
+        or params.repetition_penalty != 1.0
+        or params.presence_penalty
+        or params.frequency_penalty
+        or params.dry_multiplier
+    )
+
+
+def _penalise_row(logits_V: Tensor, sampler: Sampler) -> Tensor:
+    params = sampler.params
+    if params.logit_bias:
+        logits_V = penalties.bias(logits_V, params.logit_bias)
+    if params.repetition_penalty != 1.0:
+        logits_V = penalties.repetition(logits_V, sampler.history, params.repetition_penalty)
+    if (params.presence_penalty or params.frequency_penalty) and sampler.written:
+        logits_V = penalties.presence_and_frequency(
+            logits_V, sampler.written, params.presence_penalty, params.frequency_penalty
+        )
+    if params.dry_multiplier:
+        logits_V = penalties.dry(
+            logits_V,
+            sampler.history,
+            multiplier=params.dry_multiplier,
+            base=params.dry_base,
+            allowed_length=params.dry_allowed_length,
+            breakers=sampler.breakers,
+        )
+    return logits_V
+
+
+def _excludes(sampler: Sampler) -> bool:
+    """Whether XTC's die falls for this position."""
+    chance = sampler.params.xtc_probability
+    return chance > 0.0 and uniform((sampler.seed, len(sampler.written), XTC)) < chance
+
+
+def _divide(logits_NV: Tensor, temperature_N1: Tensor) -> Tensor:
+    return logits_NV / temperature_N1
+
+
+def _apply(
+    logits_NV: Tensor, rows: Sequence[int], rule: Truncation, values: Sequence[float], neutral: float | None = None
+) -> Tensor:
+    """Run a rule on those of `rows` whose value is not `neutral`."""
+    chosen = [i for i in rows if values[i] != neutral]
+    if not chosen:
+        return logits_NV
+    changed_NV = rule(_rows(logits_NV, chosen), torch.tensor([[values[i]] for i in chosen], dtype=torch.float32))
+    return changed_NV if len(chosen) == len(values) else logits_NV.index_copy(0, torch.tensor(chosen), changed_NV)
+
+
+def _rows(values_NV: Tensor, rows: Sequence[int]) -> Tensor:
+    return values_NV if len(rows) == values_NV.shape[0] else values_NV[list(rows)]
