@@ -32,10 +32,16 @@ def _library() -> ctypes.CDLL | None:
     return load(SOURCE) if detect().avx512_bf16 else None
 
 
+@torch.compiler.assume_constant_result
+def _ready() -> bool:
+    """Compilation takes the answer as it is instead of tracing how it is found."""
+    return _library() is not None
+
+
 def can_attend(q_BHTK: Tensor, v_BGTV: Tensor) -> bool:
     """Whether `attention` serves these tensors here: bf16 on a CPU with AVX512-BF16 and a C++ compiler."""
     fits = q_BHTK.shape[-1] % WIDTH_STEP == 0 and q_BHTK.shape[-1] == v_BGTV.shape[-1]
-    return fits and q_BHTK.device.type == "cpu" and q_BHTK.dtype == torch.bfloat16 and _library() is not None
+    return fits and q_BHTK.device.type == "cpu" and q_BHTK.dtype == torch.bfloat16 and _ready()
 
 
 def attention(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, starts_BT: Tensor, scale: float) -> Tensor:
