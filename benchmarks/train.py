@@ -30,7 +30,7 @@ from wenfang.train.loss import cross_entropy_sum
 
 SHAPES = {
     "reference": (
-        DecoderConfig(vocab_size=8192, dim=384, layers=6, heads=6, kv_heads=6, hidden=1024, context=512, qk_norm=False),
+        DecoderConfig(vocab_size=8192, dim=384, layers=6, heads=6, kv_heads=6, hidden=1024, context=512, qk_norm=None),
         16,
     ),
     "poet": (DecoderConfig(vocab_size=5120, dim=192, layers=4, heads=3, kv_heads=1, hidden=512, context=128), 32),
@@ -62,7 +62,7 @@ def transformers(shape: DecoderConfig, attention: str) -> tuple[nn.Module, Loss]
     from wenfang.model.families import family_for
 
     family = family_for(shape)
-    config = AutoConfig.for_model(family.MODEL_TYPE, **family.to_hf(shape), attn_implementation=attention)
+    config = AutoConfig.for_model(family.model_type, **family.to_hf(shape), attn_implementation=attention)
     model = AutoModelForCausalLM.from_config(config).train()
     compiled = torch.compile(model, dynamic=False)
     return model, lambda ids_BT: compiled(input_ids=ids_BT, labels=ids_BT, use_cache=False).loss

@@ -15,7 +15,7 @@ from wenfang.model.memory import Memory
 SHAPES = [
     DecoderConfig(vocab_size=300, dim=24, layers=2, heads=3, kv_heads=1, head_dim=16, hidden=40, context=48),
     DecoderConfig(
-        vocab_size=301, dim=32, layers=3, heads=4, kv_heads=4, head_dim=6, hidden=56, context=40, qk_norm=False
+        vocab_size=301, dim=32, layers=3, heads=4, kv_heads=4, head_dim=6, hidden=56, context=40, qk_norm=None
     ),
     DecoderConfig(
         vocab_size=299, dim=16, layers=1, heads=4, kv_heads=2, head_dim=8, hidden=24, context=33,
@@ -122,7 +122,7 @@ def damage_missing_field(folder: Path) -> None:
 
 
 def damage_unsupported(folder: Path) -> None:
-    edit_config(folder, rope_parameters={"rope_type": "yarn", "factor": 4.0})
+    edit_config(folder, rope_parameters={"rope_type": "axial", "factor": 4.0})
 
 
 def edit_config(folder: Path, **changes: object) -> None:
@@ -146,7 +146,7 @@ def edit_config(folder: Path, **changes: object) -> None:
         (damage_config_json, "config.json' is not valid JSON"),
         (damage_model_type, "'lama' is not supported.*Did you mean 'llama'"),
         (damage_missing_field, "lacks 'hidden_size'"),
-        (damage_unsupported, "rope_type='yarn', which is not supported"),
+        (damage_unsupported, "rope_type='axial', which is not supported"),
     ],
 )
 def test_a_bad_folder_is_refused_by_name(damage, told: str, tmp_path: Path, tokenizer_folder: Path) -> None:

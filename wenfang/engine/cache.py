@@ -18,11 +18,10 @@ class SlotCache:
         self.keys_SGCK: dict[int, Tensor] = {}
         self.values_SGCV: dict[int, Tensor] = {}
         self.states: dict[int, State] = {}
-        for layer in range(config.layers):
-            if config.mixer(layer) == "attention":
-                shape = (slots, config.kv_heads, config.context, config.head_dim)
-                self.keys_SGCK[layer] = torch.zeros(shape, dtype=dtype)
-                self.values_SGCV[layer] = torch.zeros(shape, dtype=dtype)
+        heads, key_width, value_width = config.kv_shape()
+        for layer in config.attention_layers:
+            self.keys_SGCK[layer] = torch.zeros(slots, heads, config.context, key_width, dtype=dtype)
+            self.values_SGCV[layer] = torch.zeros(slots, heads, config.context, value_width, dtype=dtype)
         self._slots = slots
         self._free = list(range(slots))
 

@@ -4,7 +4,7 @@ Shapes in names: B batch, T time, D model width, V vocabulary. Weights are kept 
 dtype where they are used, so training in bf16 needs no autocast and inference may simply convert the whole module.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,32 +13,53 @@ from torch import Tensor, nn
 
 from wenfang.core.errors import ModelError
 from wenfang.core.language import say
-from wenfang.model.attention import Attention
+from wenfang.model.attention import make_attention
 from wenfang.model.config import DecoderConfig, Mixer
+from wenfang.model.experts import Experts
 from wenfang.model.feedforward import FeedForward
 from wenfang.model.linear import Linear
 from wenfang.model.memory import Memory
-from wenfang.model.norm import RMSNorm
-from wenfang.model.position import Rotation, rotation
+from wenfang.model.norm import make_norm
+from wenfang.model.position import Rotation, rotation, sinusoids
 
-MIXERS: dict[Mixer, Callable[[DecoderConfig, int], nn.Module]] = {"attention": Attention}
+MIXERS: dict[Mixer, Callable[[DecoderConfig, int], nn.Module]] = {"attention": make_attention}
 """Sequence mixers: built from the config and the layer's number; called with x_BTD, the memory and the rotation of
 the positions (None without rotary embedding), they return y_BTD."""
 
 
 class Block(nn.Module):
-    """Pre-norm residual block: a sequence mixer, then a feed-forward."""
+    """Residual block: a sequence mixer, then a feed-forward, each with norms before it, on its output, or both."""
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
-        self.mixer_norm = RMSNorm(config.dim, config.norm_eps)
+        pre, post = config.norm_placement != "post", config.norm_placement != "pre"
+        moe = config.experts(layer)
+        self.mixer_norm = make_norm(config) if pre else nn.Identity()
         self.mixer = _make_mixer(config, layer)
-        self.mlp_norm = RMSNorm(config.dim, config.norm_eps)
-        self.mlp = FeedForward(config)
+        self.mixer_post_norm = make_norm(config) if post else nn.Identity()
+        self.mlp_norm = make_norm(config) if pre else nn.Identity()
+        self.mlp = Experts(config, moe) if moe else FeedForward(config, config.hidden)
+        self.mlp_post_norm = make_norm(config) if post else nn.Identity()
 
     def forward(self, x_BTD: Tensor, memory: Memory, rotation: Rotation | None) -> Tensor:
-        x_BTD = x_BTD + self.mixer(self.mixer_norm(x_BTD), memory, rotation)
-        return x_BTD + self.mlp(self.mlp_norm(x_BTD))
+        x_BTD = x_BTD + self.mixer_post_norm(self.mixer(self.mixer_norm(x_BTD), memory, rotation))
+        return x_BTD + self.mlp_post_norm(self.mlp(self.mlp_norm(x_BTD), memory))
+
+
+class Ahead(nn.Module):
+    """Predicts one token further: a block over the last states joined with the next token's embedding (multi-token
+    prediction, DeepSeek-V3 2024, section 2.2)."""
+
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
+        super().__init__()
+        self.embedding_norm, self.state_norm = make_norm(config), make_norm(config)
+        self.join_proj = Linear(2 * config.dim, config.dim)
+        self.block = Block(config, layer)
+        self.norm = make_norm(config)
+
+    def forward(self, x_BTD: Tensor, next_BTD: Tensor, memory: Memory, rotation: Rotation | None) -> Tensor:
+        joined = torch.cat((self.embedding_norm(next_BTD), self.state_norm(x_BTD)), -1)
+        return self.norm(self.block(self.join_proj(joined), memory, rotation))
 
 
 class Decoder(nn.Module):
@@ -47,9 +68,15 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
+        self._ropes = list(dict.fromkeys(config.ropes))
+        self._rope_of = [self._ropes.index(config.rope(layer)) for layer in range(config.layers + config.ahead)]
+        learned = config.absolute_positions == "learned"
         self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
+        self.embed_positions = nn.Embedding(config.context, config.dim) if learned else None
+        self.embed_norm = make_norm(config) if config.embedding_norm else nn.Identity()
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
-        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.norm = make_norm(config)
+        self.ahead = nn.ModuleList(Ahead(config, config.layers + depth) for depth in range(config.ahead))
         self.lm_head = Linear(config.dim, config.vocab_size)
         if config.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
@@ -57,19 +84,22 @@ class Decoder(nn.Module):
     @torch.no_grad()
     def initialise(self) -> None:
         """Draw fresh weights: N(0, 0.02²) embeddings, Xavier-like projections, zero output projections, so that
-        each block starts as the identity."""
+        each block starts as the identity. Norms, biases and sinks keep what they were made with."""
         for name, weight in self.named_parameters():
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 weight.zero_()
-            elif weight.ndim == 2 and name != "lm_head.weight":
-                std = 0.02 if name == "embed_tokens.weight" else weight.shape[1] ** -0.5
+            elif weight.ndim >= 2 and name != "lm_head.weight":
+                std = 0.02 if name.startswith("embed_") else weight.shape[-1] ** -0.5
                 weight.normal_(0.0, std)
         if not self.config.tie_embeddings:
             self.lm_head.weight.zero_()
 
     def embed(self, ids_BT: Tensor, dtype: torch.dtype) -> Tensor:
-        """The embeddings x_BTD that the first block reads."""
-        return F.embedding(ids_BT, self.embed_tokens.weight).to(dtype)
+        """The tokens' embeddings x_BTD, to which `hidden` adds what depends on positions."""
+        x_BTD = F.embedding(ids_BT, self.embed_tokens.weight).to(dtype)
+        scale = self.config.embedding_scale
+        # Gemma was trained with the scale rounded to the activations' dtype.
+        return x_BTD if scale is None else x_BTD * torch.tensor(scale, dtype=dtype, device=x_BTD.device)
 
     def hidden(self, inputs: Tensor, positions_BT: Tensor, memory: Memory, dtype: torch.dtype) -> Tensor:
         """Final normalised states x_BTD in `dtype`.
@@ -80,25 +110,56 @@ class Decoder(nn.Module):
             positions_BT: counted from 0 in each sequence.
         """
         x_BTD = inputs.to(dtype) if inputs.is_floating_point() else self.embed(inputs, dtype)
-        rotations = [
-            None if rope is None else rotation(rope, self.config.head_dim, positions_BT, dtype)
-            for rope in self.config.ropes
-        ]
+        if self.embed_positions is not None:
+            x_BTD = x_BTD + F.embedding(positions_BT, self.embed_positions.weight).to(dtype)
+        elif self.config.absolute_positions == "sinusoidal":
+            x_BTD = x_BTD + sinusoids(positions_BT, self.config.dim).to(dtype)
+        x_BTD = self.embed_norm(x_BTD)
+        rotations = self._rotations(positions_BT, dtype)
         for layer, block in enumerate(self.layers):
-            x_BTD = block(x_BTD, memory, rotations[layer % len(rotations)])
+            x_BTD = block(x_BTD, memory, rotations[self._rope_of[layer]])
         return self.norm(x_BTD)
+
+    def logits(self, x_BTD: Tensor) -> Tensor:
+        """Next-token logits_BTV of final states."""
+        logits_BTV = self.lm_head(x_BTD)
+        cap = self.config.logit_softcap
+        return logits_BTV if cap is None else (logits_BTV / cap).tanh() * cap
 
     def forward(self, inputs: Tensor, positions_BT: Tensor, memory: Memory) -> Tensor:
         """Next-token logits_BTV in the dtype of the weights."""
-        return self.lm_head(self.hidden(inputs, positions_BT, memory, self.embed_tokens.weight.dtype))
+        return self.logits(self.hidden(inputs, positions_BT, memory, self.embed_tokens.weight.dtype))
+
+    def look_ahead(self, x_BTD: Tensor, ids_BT: Tensor, positions_BT: Tensor, memory: Memory) -> Iterator[Tensor]:
+        """Final states that predict two tokens on, three tokens on, … from those of `hidden`, one per `ahead`.
+
+        The states at depth k have read token t + k; where a row (or its document) ends before, they mean nothing.
+        """
+        rotations = self._rotations(positions_BT, x_BTD.dtype)
+        for depth, ahead in enumerate(self.ahead, start=1):
+            next_BTD = self.embed(ids_BT.roll(-depth, 1), x_BTD.dtype)
+            layer = self.config.layers + depth - 1
+            x_BTD = ahead(x_BTD, next_BTD, memory, rotations[self._rope_of[layer]])
+            yield x_BTD
+
+    def rebalance_experts(self) -> None:
+        """After each optimiser step: move every mixture of experts towards an even load."""
+        for module in self.modules():
+            if isinstance(module, Experts):
+                module.rebalance()
+
+    def _rotations(self, positions_BT: Tensor, dtype: torch.dtype) -> list[Rotation | None]:
+        """One per distinct rotary embedding."""
+        return [
+            None if rope is None else rotation(rope, self.config.rope_width(rope), positions_BT, dtype)
+            for rope in self._ropes
+        ]
 
 
 def _make_mixer(config: DecoderConfig, layer: int) -> Any:
     name = config.mixer(layer)
     if name not in MIXERS:
         raise ModelError(
-            say(
-                zh=f"第 {layer} 層的 mixers={name!r} 尚不支援。", en=f"Layer {layer}: mixers={name!r} is not supported."
-            )
+            say(zh=f"第 {layer} 層 mixers={name!r} 尚不支援。", en=f"Layer {layer}: mixers={name!r} is not supported.")
         )
     return MIXERS[name](config, layer)

@@ -3,18 +3,33 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wenfang.model.config import DecoderConfig
+from wenfang.model.config import Activation, DecoderConfig
 from wenfang.model.linear import Linear
+from wenfang.model.memory import Memory
+
+
+def activate(x: Tensor, name: Activation) -> Tensor:
+    """The non-linearity: SiLU (Elfwing et al. 2018), GELU (Hendrycks & Gimpel 2016), exact or by tanh, or ReLU²
+    (So et al. 2021)."""
+    if name == "silu":
+        return F.silu(x)
+    if name == "relu2":
+        return F.relu(x).square()
+    return F.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")
 
 
 class FeedForward(nn.Module):
-    """SwiGLU (Shazeer 2020). Gate and up are separate products: faster on CPU than one fused product."""
+    """down(act(gate(x)) · up(x)), or down(act(up(x))) without a gate (Shazeer 2020). Gate and up are separate products:
+    faster on CPU than one fused product."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, hidden: int) -> None:
         super().__init__()
-        self.gate_proj = Linear(config.dim, config.hidden)
-        self.up_proj = Linear(config.dim, config.hidden)
-        self.down_proj = Linear(config.hidden, config.dim)
+        self.activation = config.activation
+        self.gate_proj = Linear(config.dim, hidden, bias=config.mlp_bias) if config.gated else None
+        self.up_proj = Linear(config.dim, hidden, bias=config.mlp_bias)
+        self.down_proj = Linear(hidden, config.dim, bias=config.mlp_bias)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+    def forward(self, x_BTD: Tensor, memory: Memory) -> Tensor:
+        if self.gate_proj is None:
+            return self.down_proj(activate(self.up_proj(x_BTD), self.activation))
+        return self.down_proj(activate(self.gate_proj(x_BTD), self.activation) * self.up_proj(x_BTD))

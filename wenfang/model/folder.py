@@ -15,7 +15,7 @@ from wenfang.core.language import say
 from wenfang.model.config import DecoderConfig
 from wenfang.model.decoder import Decoder
 from wenfang.model.families import Family, family_for, family_of
-from wenfang.model.families.weights import Weights
+from wenfang.model.families.tensor_map import TensorMap
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 WEIGHTS = "model.safetensors"
@@ -35,17 +35,18 @@ def save_model(
     family = family_for(model.config)
     ids = {"bos_token_id": bos_id, "eos_token_id": end_id}
     config = {
-        "architectures": [family.ARCHITECTURE],
-        "model_type": family.MODEL_TYPE,
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
         "dtype": str(dtype).removeprefix("torch."),
         **ids,
+        "pad_token_id": None,  # Families assume one that may lie outside our vocabulary.
         **family.to_hf(model.config),
     }
     _write_json(folder / "config.json", config)
     _write_json(folder / "generation_config.json", {**ids, "do_sample": True, "temperature": 1.0, "top_p": 0.95})
     tensors = {
         name: weight.detach().to(dtype).contiguous()
-        for name, weight in family_weights(family, model).to_checkpoint(model.state_dict())
+        for name, weight in tensor_map(family, model).to_checkpoint(model.state_dict())
     }
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     shutil.copymode(folder / "config.json", folder / WEIGHTS)  # The library writes files only their owner can read.
@@ -75,9 +76,9 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> Decoder:
     config = load_config(folder)
     with torch.device("meta"):
         model = Decoder(config)
-    weights = family_weights(family_of(_read_json(folder / "config.json")), model)
-    tensors = _read_weights(folder / WEIGHTS, weights.shapes)
-    state = {name: tensor.to(dtype) for name, tensor in weights.from_checkpoint(tensors.__getitem__)}
+    names = tensor_map(family_of(_read_json(folder / "config.json")), model)
+    tensors = _read_weights(folder / WEIGHTS, names)
+    state = {name: tensor.to(dtype) for name, tensor in names.from_checkpoint(tensors.__getitem__)}
     if config.tie_embeddings:
         state["lm_head.weight"] = state["embed_tokens.weight"]
     model.load_state_dict(state, strict=True, assign=True)
@@ -86,13 +87,14 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> Decoder:
     return model
 
 
-def family_weights(family: Family, model: Decoder) -> Weights:
+def tensor_map(family: Family, model: Decoder) -> TensorMap:
     """How the family's checkpoint and this decoder's parameters correspond."""
     tied = {"lm_head.weight"} if model.config.tie_embeddings else set()
-    return Weights(family.LINKS, {name: tensor for name, tensor in model.state_dict().items() if name not in tied})
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+    return TensorMap(family.links(model.config), state, family.ignored)
 
 
-def _read_weights(path: Path, expected: dict[str, torch.Size]) -> dict[str, torch.Tensor]:
+def _read_weights(path: Path, names: TensorMap) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise ModelError(
             say(
@@ -103,8 +105,10 @@ def _read_weights(path: Path, expected: dict[str, torch.Size]) -> dict[str, torc
     try:
         with safe_open(path, framework="pt") as file:
             found = set(file.keys())
-            _check_names(path, found, set(expected))
-            tensors = {name: file.get_tensor(name) for name in expected}
+            located = names.locate(found)
+            unknown = {name for name in found - set(located.values()) if not names.is_ignored(name)}
+            _check_names(path, set(names.shapes) - set(located), unknown)
+            tensors = {name: file.get_tensor(located[name]) for name in names.shapes}
     except SafetensorError as error:
         raise ModelError(
             say(
@@ -113,12 +117,12 @@ def _read_weights(path: Path, expected: dict[str, torch.Size]) -> dict[str, torc
             )
         ) from None
     for name, tensor in tensors.items():
-        if tensor.shape != expected[name]:
+        if tensor.shape != names.shapes[name]:
             raise ModelError(
                 say(
-                    zh=f"{str(path)!r} 的 {name} 形狀是 {list(tensor.shape)}，應為 {list(expected[name])}。",
+                    zh=f"{str(path)!r} 的 {name} 形狀是 {list(tensor.shape)}，應為 {list(names.shapes[name])}。",
                     en=f"{str(path)!r}: {name} has shape {list(tensor.shape)}, config.json asks for "
-                    f"{list(expected[name])}.",
+                    f"{list(names.shapes[name])}.",
                 )
             )
         if not tensor.isfinite().all():
@@ -131,13 +135,13 @@ def _read_weights(path: Path, expected: dict[str, torch.Size]) -> dict[str, torc
     return tensors
 
 
-def _check_names(path: Path, found: set[str], expected: set[str]) -> None:
-    for names, zh, en in (
-        (expected - found, "缺少張量", "lacks the tensor"),
-        (found - expected, "多了張量", "has an unknown tensor"),
+def _check_names(path: Path, missing: set[str], unknown: set[str]) -> None:
+    for tensors, zh, en in (
+        (missing, "缺少張量", "lacks the tensor"),
+        (unknown, "多了張量", "has an unknown tensor"),
     ):
-        if names:
-            name = min(names)
+        if tensors:
+            name = min(tensors)
             raise ModelError(
                 say(
                     zh=f"{str(path)!r} {zh} {name!r}。",

@@ -5,10 +5,10 @@ from torch import Tensor, nn
 
 
 class Linear(nn.Linear):
-    """x · Wᵀ, without bias; the fp32 weight is cast to the input's dtype."""
+    """x · Wᵀ + b; the fp32 weights are cast to the input's dtype."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs, bias=False)
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = False) -> None:
+        super().__init__(inputs, outputs, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
+        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))

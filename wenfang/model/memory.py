@@ -119,6 +119,8 @@ class Memory:
 
     def __init__(self, documents_BT: Tensor | None = None) -> None:
         self.documents_BT = documents_BT
+        self.losses: list[Tensor] = []
+        """What layers ask training to minimise besides the likelihood, per token."""
         self._sight: Sight | None = None
 
     def attend(self, layer: int, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTV: Tensor, spec: AttentionSpec) -> Tensor:

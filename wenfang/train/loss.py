@@ -30,7 +30,9 @@ def cross_entropy_sum(
     model: Decoder, ids_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor, positions_BT: Tensor, dtype: torch.dtype
 ) -> Tensor:
     """Sum of −log p(target) in nats over the positions that count, fp32. Documents in a row never see each other."""
-    logits_BTV = model.lm_head(model.hidden(ids_BT, positions_BT, _Rows(documents_BT, positions_BT), dtype))
-    return F.cross_entropy(
+    memory = _Rows(documents_BT, positions_BT)
+    logits_BTV = model.logits(model.hidden(ids_BT, positions_BT, memory, dtype))
+    nats = F.cross_entropy(
         logits_BTV.float().flatten(0, 1), targets_BT.flatten(), ignore_index=IGNORED, reduction="sum"
     )
+    return nats + sum(memory.losses) * (targets_BT != IGNORED).sum() if memory.losses else nats

@@ -1,32 +1,53 @@
 """How each Hugging Face model family names the fields and tensors of our decoder. One small file each."""
 
-from typing import Any, Protocol
+from typing import Any
 
 from wenfang.core.errors import ModelError, nearest
 from wenfang.core.language import say
 from wenfang.model.config import DecoderConfig
-from wenfang.model.families import llama, qwen3
-from wenfang.model.families.weights import Link
+from wenfang.model.families import (
+    bloom,
+    deepseek,
+    gemma2,
+    gemma3,
+    gpt2,
+    llama,
+    mistral,
+    mixtral,
+    mpt,
+    olmo2,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+    smollm3,
+)
+from wenfang.model.families.family import Family
 
+__all__ = ["FAMILIES", "Family", "family_for", "family_of"]
 
-class Family(Protocol):
-    """What a family module holds."""
-
-    MODEL_TYPE: str
-    ARCHITECTURE: str
-    LINKS: tuple[Link, ...]
-
-    def expresses(self, config: DecoderConfig) -> bool:
-        """Whether this family can hold the architecture exactly."""
-
-    def to_hf(self, config: DecoderConfig) -> dict[str, Any]:
-        """The family's `config.json` fields for our config."""
-
-    def from_hf(self, values: dict[str, Any]) -> DecoderConfig:
-        """Our config for the family's `config.json`; refuses what the decoder cannot do."""
-
-
-FAMILIES: dict[str, Family] = {llama.MODEL_TYPE: llama, qwen3.MODEL_TYPE: qwen3}
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (
+        llama.FAMILY,
+        qwen3.FAMILY,
+        qwen2.FAMILY,
+        mistral.FAMILY,
+        qwen3_moe.FAMILY,
+        mixtral.FAMILY,
+        gemma2.FAMILY,
+        gemma3.FAMILY,
+        phi3.FAMILY,
+        smollm3.FAMILY,
+        olmo2.FAMILY,
+        deepseek.V2,
+        deepseek.V3,
+        gpt2.FAMILY,
+        bloom.FAMILY,
+        mpt.FAMILY,
+    )
+}
+"""The first that can hold an architecture is the one it is written as, unless the config prefers another."""
 
 
 def family_of(values: dict[str, Any]) -> Family:
@@ -51,14 +72,19 @@ def family_for(config: DecoderConfig) -> Family:
     """The family that can hold this architecture when it is written.
 
     Raises:
-        ModelError: there is none.
+        ModelError: there is none; the message names what stands in the way of the closest one.
     """
-    for family in FAMILIES.values():
-        if family.expresses(config):
+    preferred = [FAMILIES[config.family]] if config.family in FAMILIES else []
+    missing: dict[str, list[str]] = {}
+    for family in (*preferred, *FAMILIES.values()):
+        missing[family.model_type] = family.differences(config)
+        if not missing[family.model_type]:
             return family
+    closest = min(missing, key=lambda name: len(missing[name]))
+    fields = ", ".join(f"{name}={getattr(config, name)!r}" for name in missing[closest])
     raise ModelError(
         say(
-            zh="沒有 Hugging Face 模型種類能表示這個架構，無法寫出。",
-            en="No Hugging Face model family can express this architecture; it cannot be written.",
+            zh=f"沒有 Hugging Face 模型種類能表示這個架構；最接近的 {closest} 無法表示 {fields}。",
+            en=f"No Hugging Face family can hold this architecture; the closest, {closest}, cannot hold {fields}.",
         )
     )

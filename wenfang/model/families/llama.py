@@ -1,23 +1,27 @@
-"""Llama 2 and what follows its layout: no QK-norm, no biases."""
-
-from typing import Any
+"""Llama 2 and 3.x, SmolLM2, and what else follows their layout."""
 
 from wenfang.model.config import DecoderConfig
-from wenfang.model.families.hf import BASE_LINKS, base_from_hf, base_to_hf, is_plain, refuse_unless
-
-MODEL_TYPE = "llama"
-ARCHITECTURE = "LlamaForCausalLM"
-LINKS = BASE_LINKS
+from wenfang.model.families import hf
+from wenfang.model.families.family import Family, Values
 
 
-def expresses(config: DecoderConfig) -> bool:
-    return not config.qk_norm and is_plain(config)
+def _read(values: Values) -> Values:
+    bias = values.get("attention_bias", False)
+    return {**hf.read_heads(values), **hf.read_rope(values), "qkv_bias": bias, "o_bias": bias}
 
 
-def to_hf(config: DecoderConfig) -> dict[str, Any]:
-    return base_to_hf(config) | {"mlp_bias": False}
+def _write(config: DecoderConfig) -> Values:
+    return {**hf.write_heads(config), **hf.write_rope(config), "attention_bias": config.qkv_bias}
 
 
-def from_hf(values: dict[str, Any]) -> DecoderConfig:
-    refuse_unless(values, "mlp_bias", False)
-    return base_from_hf(values, qk_norm=False)
+FAMILY = Family(
+    model_type="llama",
+    architecture="LlamaForCausalLM",
+    fields={**hf.FIELDS, "mlp_bias": "mlp_bias"},
+    defaults={**hf.DEFAULTS, "mlp_bias": False},
+    fixed=hf.FIXED,
+    traits={"qk_norm": None},
+    links=hf.links,
+    read=_read,
+    write=_write,
+)

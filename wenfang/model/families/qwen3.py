@@ -1,23 +1,33 @@
-"""Qwen3 (dense): Llama's layout with RMS-normalised queries and keys."""
-
-from typing import Any
+"""Qwen3, dense: RMS-normalised queries and keys."""
 
 from wenfang.model.config import DecoderConfig
-from wenfang.model.families.hf import BASE_LINKS, base_from_hf, base_to_hf, is_plain, refuse_unless
-
-MODEL_TYPE = "qwen3"
-ARCHITECTURE = "Qwen3ForCausalLM"
-LINKS = BASE_LINKS
+from wenfang.model.families import hf
+from wenfang.model.families.family import Family, Values
 
 
-def expresses(config: DecoderConfig) -> bool:
-    return config.qk_norm and is_plain(config)
+def _read(values: Values) -> Values:
+    bias = values.get("attention_bias", False)
+    heads = hf.read_heads({"head_dim": 128, **values})
+    return {**heads, **hf.read_rope(values), **hf.read_optional_windows(values), "qkv_bias": bias, "o_bias": bias}
 
 
-def to_hf(config: DecoderConfig) -> dict[str, Any]:
-    return base_to_hf(config) | {"use_sliding_window": False}
+def _write(config: DecoderConfig) -> Values:
+    return {
+        **hf.write_heads(config),
+        **hf.write_rope(config),
+        **hf.write_optional_windows(config),
+        "attention_bias": config.qkv_bias,
+    }
 
 
-def from_hf(values: dict[str, Any]) -> DecoderConfig:
-    refuse_unless(values, "use_sliding_window", False)
-    return base_from_hf(values, qk_norm=True)
+FAMILY = Family(
+    model_type="qwen3",
+    architecture="Qwen3ForCausalLM",
+    fields=hf.FIELDS,
+    defaults=hf.DEFAULTS,
+    fixed=hf.FIXED,
+    traits={"qk_norm": "head"},
+    links=hf.links,
+    read=_read,
+    write=_write,
+)

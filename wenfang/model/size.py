@@ -1,0 +1,31 @@
+"""How many weights an architecture has, counted on a decoder without memory."""
+
+from functools import lru_cache
+
+import torch
+
+from wenfang.model.config import DecoderConfig
+from wenfang.model.decoder import Decoder
+from wenfang.model.experts import Experts
+
+
+@lru_cache(maxsize=32)
+def _skeleton(config: DecoderConfig) -> Decoder:
+    with torch.device("meta"):
+        return Decoder(config)
+
+
+def parameters(config: DecoderConfig) -> int:
+    """All trainable weights; a tied table counts once."""
+    return sum(weight.numel() for weight in _skeleton(config).parameters())
+
+
+def matmul_parameters(config: DecoderConfig) -> int:
+    """Weights in a matrix product for each token: the look-up left out, the active experts only."""
+    model = _skeleton(config)
+    matrices = sum(weight.numel() for weight in model.parameters() if weight.ndim >= 2)
+    looked_up = 0 if config.tie_embeddings else model.embed_tokens.weight.numel()
+    if model.embed_positions is not None:
+        looked_up += model.embed_positions.weight.numel()
+    idle = sum(module.idle_parameters for module in model.modules() if isinstance(module, Experts))
+    return matrices - looked_up - idle
