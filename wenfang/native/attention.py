@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,10 +33,8 @@ def _library() -> ctypes.CDLL | None:
     return load(SOURCE) if detect().avx512_bf16 else None
 
 
-@torch.compiler.assume_constant_result
-def _ready() -> bool:
-    """Compilation takes the answer as it is instead of tracing how it is found."""
-    return _library() is not None
+# Compilation takes the answer as it is instead of tracing how it is found.
+_ready: Callable[[], bool] = torch.compiler.assume_constant_result(lambda: _library() is not None)
 
 
 def can_attend(q_BHTK: Tensor, v_BGTV: Tensor) -> bool:
