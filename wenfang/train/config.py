@@ -8,18 +8,32 @@ from wenfang.core.config import Config, Conversations, Corpus, ModelFolder, Toke
 
 
 class OptimizerConfig(Config):
-    """Muon for the matrices inside the blocks, AdamW for embeddings, head and norms."""
+    """How weights move."""
 
-    lr: float = Field(default=0.008, gt=0)
-    """Peak learning rate of both: Muon's updates are scaled to the size of AdamW's."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """Decoupled weight decay of the matrices."""
+    name: Literal["muon", "adamw", "adam8bit", "lion", "galore"] = "muon"
+    """muon and galore: they move the matrices inside the blocks, AdamW the rest and adapters; the others move all."""
+    lr: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Peak learning rate; not given, 0.008 for muon and galore, 0.002 for adamw and adam8bit, 0.0004 for lion."""
+    schedule: Literal["wsd", "linear", "cosine", "constant"] = "wsd"
+    """After the warm-up: wsd holds the peak and falls linearly at the end, linear and cosine fall all the way."""
+    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Decoupled weight decay of the matrices inside the blocks."""
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Each layer learns at this share of the rate of the one above it."""
     warmup: float = Field(default=0.02, ge=0, le=1)
     """Share of the steps over which the learning rate rises from zero."""
     decay: float = Field(default=0.6, ge=0, le=1)
-    """Share of the steps, at the end, over which it falls linearly to zero."""
+    """wsd: share of the steps, at the end, over which it falls."""
+    floor: float = Field(default=0.0, ge=0, le=1)
+    """Share of the peak at which it ends."""
     clip: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient; larger ones are scaled down."""
+    galore_rank: int = Field(default=64, gt=0)
+    """galore: dimensions that gradients are projected to."""
+    galore_refresh: int = Field(default=200, gt=0)
+    """galore: steps between two choices of those dimensions."""
+    galore_scale: float = Field(default=0.25, gt=0)
+    """galore: its updates are multiplied by this."""
 
 
 class TrainConfig(Config):
@@ -28,10 +42,18 @@ class TrainConfig(Config):
     steps: int = Field(gt=0)
     """Optimiser steps; the main dial."""
     batch: int = Field(default=64, gt=0)
-    """Rows per step."""
+    """Rows per forward pass."""
+    accumulate: int = Field(default=1, gt=0)
+    """Batches per step: exactly a batch this many times larger, in the memory of one."""
     context: int = Field(default=128, gt=1)
     """Tokens per row; documents are packed into rows and never see each other."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the target's probability spread over the whole vocabulary while training."""
+    z_loss: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Weight of the squared logarithm of the softmax's normaliser, which keeps logits small."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of each block's output that is left out at random while training."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Arithmetic of activations; auto means bfloat16 where the processor multiplies it natively."""
     compile: bool = True
@@ -40,8 +62,16 @@ class TrainConfig(Config):
     """Number format of the written weights; bfloat16 halves the file, float32 is the better start for more training."""
     validate_every: int = Field(default=100, gt=0)
     """Steps between two measurements on the validation split."""
+    patience: int = Field(default=0, ge=0)
+    """Stop after this many measurements without improvement, and write the best weights; 0 trains to the end."""
     checkpoint_every_s: float = Field(default=30, gt=0)
     """Seconds between two checkpoints; a killed run loses at most this much work."""
+    keep_checkpoints: int = Field(default=2, gt=0)
+    """Newest checkpoints to keep while training, beside the best; all are removed at the end."""
+    bad_step: Literal["stop", "skip"] = "stop"
+    """What to do when a loss or gradient is not a number or spikes; the batch is kept in `bad_steps/` either way."""
+    spike: float | None = Field(default=None, gt=1)
+    """Call a loss a spike when it exceeds this many times the median of the last 50; not given, none is."""
     seed: int = 0
 
 

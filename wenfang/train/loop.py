@@ -1,217 +1,201 @@
-"""The training loop: optimiser, schedule, compilation, checkpoints and reporting, the same for every stage."""
+"""The training loop: accumulation, optimiser, schedule, checkpoints and reporting, the same for every objective."""
 
-import math
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from torch.optim import Optimizer
 
 from wenfang.core.artifact import Summary
-from wenfang.core.errors import WenfangError
 from wenfang.core.hardware import detect
 from wenfang.core.language import say
-from wenfang.core.report import Reporter
+from wenfang.core.report import Reporter, Track
 from wenfang.model import Decoder
-from wenfang.train.checkpoint import drop_checkpoint, load_checkpoint, save_checkpoint
+from wenfang.train.checkpoint import Checkpoints, Progress
 from wenfang.train.config import TrainConfig
-from wenfang.train.loss import cross_entropy_sum
-from wenfang.train.optimizer import clip_gradients, make_optimizers, rate, set_rate
-from wenfang.train.packing import IGNORED, Packed, batch_rows
+from wenfang.train.dropout import add_dropout
+from wenfang.train.guard import Guard
+from wenfang.train.interruption import Interruption
+from wenfang.train.meter import Meter
+from wenfang.train.objective import Batch, Objective, Task
+from wenfang.train.optimizer import clip_gradients, make_optimizers
+from wenfang.train.packing import batch_rows
+from wenfang.train.schedule import rate, set_rate
 
 LOG_EVERY = 10
-"""Steps between two lines of metrics; checkpoints and validation fall on the same steps."""
+"""Steps between two lines of metrics."""
 VALIDATION_BATCHES = 4
-RowNumbers = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Training or validation rows, and how many characters of text each learned token stands for on average."""
-
-    packed: Packed
-    characters_per_token: float
-
-
-def train(
-    model: Decoder, training: Rows, validation: Rows, config: TrainConfig, out: Path, report: Reporter, *, label: str
-) -> Summary:
+def train(model: Decoder, task: Task, config: TrainConfig, out: Path, report: Reporter, *, label: str) -> Summary:
     """Train `model` in place for `config.steps`, resuming from the checkpoint in `out` if there is one.
 
-    Same config, data and machine give the same weights, interrupted or not.
+    Same config, data and machine give the same weights, interrupted or not. A signal takes effect after the
+    running step, with its state saved.
 
     Raises:
         WenfangError: the loss stopped being a number.
+        ModelError: the checkpoint in `out` is of another architecture.
+        OSError: a checkpoint cannot be written; those before it are untouched.
     """
-    objective = _Objective(model, config, report)
-    optimizers = make_optimizers(model, config.optimizer)
-    step, spent = load_checkpoint(out, model, optimizers)
-    if step:
-        report.notice(say(zh=f"從第 {step} 步接續", en=f"resuming from step {step}"))
-    report.rewind(step)
-    meter = _Meter(model, config, training.characters_per_token, spent)
-    saved = time.monotonic()
-    with report.track(label, config.steps) as track:
-        if step < config.steps and objective.compiled:
-            track.update(step, say(zh="首步先編譯，約半分鐘", en="compiling first, about half a minute"))
-        while step < config.steps:
-            set_rate(optimizers, config.optimizer, rate(step, config.steps, config.optimizer))
-            rows = batch_rows(len(training.packed), config.batch, step, config.seed)
-            loss = _step(model, optimizers, objective, training.packed, rows, config.optimizer.clip)
-            step += 1
-            note = meter.add(loss, training.packed, rows)
-            track.update(step, note)
-            if step % LOG_EVERY and step != config.steps:
-                continue
-            report.metric(step=step, lr=optimizers[0].param_groups[0]["lr"], **meter.window())
-            if step % config.validate_every == 0 and step != config.steps:
-                nats = objective.validate(validation.packed)
-                bits = nats / math.log(2) / validation.characters_per_token
-                report.metric(step=step, validation_loss=nats, validation_bits_per_character=bits)
-            if time.monotonic() - saved >= config.checkpoint_every_s:
-                save_checkpoint(out, model, optimizers, step, meter.seconds)
+    run = _Run(model, task, config, out, report)
+    try:
+        run.resume()
+        with report.track(label, config.steps) as track, Interruption() as interruption:
+            run.train(track, interruption)
+        return run.finish()
+    finally:
+        run.checkpoints.close()
+
+
+class _Run:
+    """One training run between its first and its last step."""
+
+    def __init__(self, model: Decoder, task: Task, config: TrainConfig, out: Path, report: Reporter) -> None:
+        self._model, self._task, self._config, self._report = model, task, config, report
+        self._compiled = _can_compile(config, report)
+        self._objective = self._prepare(task.objective)
+        self._measure = self._objective if task.measure == task.objective else self._prepare(task.measure)
+        self._optimizers = make_optimizers(model, config.optimizer)
+        if config.dropout:
+            add_dropout(model, config.dropout)
+        self.checkpoints = Checkpoints(out, model, self._optimizers, keep=config.keep_checkpoints, report=report)
+        self._out = out
+        self._progress = Progress()
+
+    def resume(self) -> None:
+        """Go back to the newest checkpoint, if any."""
+        self._progress = self.checkpoints.load()
+        step = self._progress.step
+        if step:
+            self._report.notice(say(zh=f"從第 {step} 步接續", en=f"resuming from step {step}"))
+        self._report.rewind(step)
+        self._guard = Guard(self._config, self._out, self._progress, self._report)
+        flops = self._model.config.training_flops(
+            self._config.batch * self._config.accumulate * self._config.context, self._config.context
+        )
+        self._meter = Meter(flops, self._task.training.characters_per_token, self._progress.losses)
+
+    def train(self, track: Track, interruption: Interruption) -> None:
+        """Every step that is left."""
+        progress, config = self._progress, self._config
+        if progress.step < config.steps and self._compiled:
+            track.update(progress.step, say(zh="首步先編譯，約半分鐘", en="compiling first, about half a minute"))
+        saved = time.monotonic()
+        while progress.step < config.steps and not self._stopped():
+            track.update(progress.step + 1, self._step())
+            progress.step += 1
+            if progress.step % LOG_EVERY == 0 or progress.step == config.steps:
+                self._log()
+            improved = self._due() and self._validate()
+            interruption.hold()
+            self.checkpoints.check()
+            if interruption.pending is not None:
+                self.checkpoints.save(progress, wait=True)
+                interruption.deliver()
+            elif (improved and progress.step < config.steps) or time.monotonic() - saved >= config.checkpoint_every_s:
+                self.checkpoints.save(progress)
                 saved = time.monotonic()
-    nats = objective.validate(validation.packed)
-    bits = nats / math.log(2) / validation.characters_per_token
-    report.metric(step=config.steps, validation_loss=nats, validation_bits_per_character=bits)
-    summary = meter.summary() | {
-        "validation_loss": round(nats, 4),
-        "epochs": round(config.steps * config.batch / len(training.packed), 2),
-    }
-    drop_checkpoint(out)
-    return summary
 
+    def finish(self) -> Summary:
+        """Choose the weights, tidy up and say how it went."""
+        progress, config = self._progress, self._config
+        nats, summary = progress.validation_loss, self._meter.summary()
+        if config.patience:
+            if progress.best_step != progress.step and self.checkpoints.load_best(progress):
+                nats = progress.best_loss
+            summary["best_step"] = progress.best_step
+        if progress.skipped:
+            summary["skipped_steps"] = progress.skipped
+        rows = progress.step * config.batch * config.accumulate
+        self.checkpoints.drop()
+        return summary | {
+            "validation_loss": round(nats, 4),
+            "epochs": round(rows / len(self._task.training), 2),
+        }
 
-def activation_dtype(config: TrainConfig) -> torch.dtype:
-    """The arithmetic of a run; `auto` is bfloat16 where the processor multiplies it natively."""
-    name = config.dtype if config.dtype != "auto" else ("bfloat16" if detect().bf16 else "float32")
-    return torch.bfloat16 if name == "bfloat16" else torch.float32
+    def _prepare(self, objective: Objective) -> Objective:
+        return torch.compile(objective, dynamic=False) if self._compiled else objective
 
+    def _step(self) -> str:
+        """One optimiser step; returns the figures for the progress line."""
+        progress, config = self._progress, self._config
+        set_rate(self._optimizers, rate(progress.step, config.steps, config.optimizer))
+        # Whatever is drawn in a step depends on its number alone, so that a resumed run draws the same.
+        torch.manual_seed(config.seed * 1_000_003 + progress.step)
+        batches = self._batches()
+        count = max(sum(batch.count for batch in batches), 1)
+        loss, metrics = 0.0, dict[str, float]()
+        for batch in batches:
+            total, sums = self._objective(self._model, **batch.tensors)
+            mean = total / count
+            mean.backward()
+            loss += float(mean.detach())
+            for name, value in sums.items():
+                metrics[name] = metrics.get(name, 0.0) + float(value) / count
+        norm = clip_gradients(self._model, config.optimizer.clip)
+        applied = self._guard.allows(loss, norm, batches)
+        for optimizer in self._optimizers:
+            if applied:
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if not applied:
+            self._meter.restart()
+            return say(zh="略過", en="skipped")
+        progress.seconds += self._meter.add(loss, metrics, sum(batch.tokens for batch in batches))
+        return self._meter.note()
 
-class _Objective:
-    """The loss of a batch of packed rows, compiled where there is a compiler."""
+    def _batches(self) -> Sequence[Batch]:
+        """What the step learns from: `accumulate` batches that are together one larger one."""
+        config, data = self._config, self._task.training
+        rows = batch_rows(len(data), config.batch * config.accumulate, self._progress.step, config.seed)
+        return [data.batch(part) for part in rows.reshape(config.accumulate, config.batch)]
 
-    def __init__(self, model: Decoder, config: TrainConfig, report: Reporter) -> None:
-        self._model = model
-        self._batch = config.batch
-        self._dtype = activation_dtype(config)
-        self.compiled = config.compile and detect().compiler
-        if config.compile and not self.compiled:
-            report.warn(
-                say(
-                    zh="找不到 C++ 編譯器，改以未編譯方式訓練，約慢一半。安裝 g++ 可加速。",
-                    en="No C++ compiler found; training uncompiled, about half as fast. Install g++ to speed it up.",
-                )
-            )
-        self._loss = torch.compile(cross_entropy_sum, dynamic=False) if self.compiled else cross_entropy_sum
+    def _log(self) -> None:
+        values = self._meter.window()
+        if values:
+            lr = self._optimizers[0].param_groups[0]["lr"]
+            self._report.metric(step=self._progress.step, lr=lr, **values, seconds=self._progress.seconds)
 
-    def __call__(self, packed: Packed, rows: RowNumbers) -> tuple[Tensor, int]:
-        """Summed loss in nats over the chosen rows, and the number of tokens it sums over."""
-        ids, targets, documents, positions = (
-            torch.from_numpy(array[rows]).long()
-            for array in (packed.ids_NT, packed.targets_NT, packed.documents_NT, packed.positions_NT)
-        )
-        counted = int((targets != IGNORED).sum())
-        return self._loss(self._model, ids, targets, documents, positions, self._dtype), counted
+    def _due(self) -> bool:
+        step = self._progress.step
+        return step % self._config.validate_every == 0 or step == self._config.steps
 
-    def validate(self, packed: Packed) -> float:
-        """Mean nats per learned token on a fixed sample of rows."""
-        total, tokens = 0.0, 0
+    def _validate(self) -> bool:
+        """Measure on the validation data; returns whether that is the best so far."""
+        progress, data = self._progress, self._task.validation
+        total, count = 0.0, 0
+        if self._config.dropout:  # Otherwise the mode changes nothing but the compiled graph.
+            self._model.eval()
         # With gradients on, this is the graph already compiled for training; without, a second compilation.
-        for batch in range(VALIDATION_BATCHES):
-            loss, counted = self(packed, batch_rows(len(packed), self._batch, batch, seed=0))
-            total, tokens = total + float(loss.detach()), tokens + counted
-        return total / max(tokens, 1)
+        for number in range(VALIDATION_BATCHES):
+            batch = data.batch(batch_rows(len(data), self._config.batch, number, seed=0))
+            loss = self._measure(self._model, **batch.tensors).total
+            total, count = total + float(loss.detach()), count + batch.count
+        self._model.train()
+        nats = progress.validation_loss = total / max(count, 1)
+        bits = Meter(0.0, data.characters_per_token, []).bits(nats)
+        named = {f"validation_{name}": value for name, value in ({"loss": nats} | bits).items()}
+        self._report.metric(step=progress.step, **named)
+        self._meter.restart()
+        if nats < progress.best_loss:
+            progress.best_loss, progress.best_step, progress.waited = nats, progress.step, 0
+            return True
+        progress.waited += 1
+        return False
+
+    def _stopped(self) -> bool:
+        patience = self._config.patience
+        return bool(patience) and self._progress.waited >= patience
 
 
-def _step(
-    model: Decoder,
-    optimizers: list[Optimizer],
-    objective: _Objective,
-    packed: Packed,
-    rows: RowNumbers,
-    clip: float,
-) -> float:
-    """One optimiser step; returns the mean loss in nats per token.
-
-    Raises:
-        WenfangError: the loss or gradient is not finite; the weights are left as they were.
-    """
-    total, counted = objective(packed, rows)
-    loss = total / max(counted, 1)
-    loss.backward()
-    norm = clip_gradients(model, clip)
-    if not math.isfinite(norm):
-        raise WenfangError(
+def _can_compile(config: TrainConfig, report: Reporter) -> bool:
+    """Whether to compile the step; told where it was asked for and cannot be had."""
+    if config.compile and not detect().compiler:
+        report.warn(
             say(
-                zh="損失或梯度變成 NaN／無限大，訓練停止。請調低學習率後重跑；先前的進度仍在。",
-                en="The loss or its gradient became NaN or infinite. Lower the learning rate; earlier work is kept.",
+                zh="找不到 C++ 編譯器，改以未編譯方式訓練，約慢一半。安裝 g++ 可加速。",
+                en="No C++ compiler found; training uncompiled, about half as fast. Install g++ to speed it up.",
             )
         )
-    for optimizer in optimizers:
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return float(loss.detach())
-
-
-class _Meter:
-    """Speed and loss of a run, for the progress line, the metrics file and the summary."""
-
-    def __init__(self, model: Decoder, config: TrainConfig, characters_per_token: float, spent: float) -> None:
-        self._flops_per_step = model.config.training_flops(config.batch * config.context, config.context)
-        self._bits = 1 / math.log(2) / characters_per_token
-        self._spent = spent
-        self._now = time.monotonic()
-        self._losses: list[float] = []
-        self._window_s = 0.0
-        self._window_tokens = 0
-        self._speeds: list[tuple[float, float]] = []
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of training so far, earlier attempts included."""
-        return self._spent
-
-    def add(self, loss: float, packed: Packed, rows: RowNumbers) -> str:
-        """Count one step; returns the live figures for the progress line."""
-        now = time.monotonic()
-        elapsed, self._now = now - self._now, now
-        tokens = int((packed.documents_NT[rows] >= 0).sum())
-        self._spent += elapsed
-        self._losses.append(loss)
-        self._window_s += elapsed
-        self._window_tokens += tokens
-        self._speeds.append((tokens / elapsed, self._flops_per_step / elapsed / 1e9))
-        bits = loss * self._bits
-        speed, gflops = self._speeds[-1]
-        unit = say(zh="位元／字", en="bits/char")
-        return f"loss {loss:.3f} · {bits:.3f} {unit} · {speed:,.0f} tokens/s · {gflops:.0f} GFLOP/s"
-
-    def window(self) -> dict[str, float]:
-        """Means since the last call."""
-        loss = sum(self._losses) / len(self._losses)
-        steps = len(self._losses)
-        values = {
-            "loss": loss,
-            "bits_per_character": loss * self._bits,
-            "tokens_per_s": self._window_tokens / self._window_s,
-            "gflop_per_s": steps * self._flops_per_step / self._window_s / 1e9,
-            "seconds": self._spent,
-        }
-        self._losses, self._window_s, self._window_tokens = [], 0.0, 0
-        self._now = time.monotonic()
-        return values
-
-    def summary(self) -> Summary:
-        """Median speed over the steps of this process, so that compilation does not blur it."""
-        if not self._speeds:
-            return {}
-        middle = len(self._speeds) // 2
-        return {
-            "tokens_per_s": round(sorted(s for s, _ in self._speeds)[middle]),
-            "gflop_per_s": round(sorted(g for _, g in self._speeds)[middle]),
-        }
+    return config.compile and detect().compiler

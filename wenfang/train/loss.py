@@ -27,12 +27,26 @@ class _Rows(Memory):
 
 
 def cross_entropy_sum(
-    model: Decoder, ids_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor, positions_BT: Tensor, dtype: torch.dtype
+    model: Decoder,
+    ids_BT: Tensor,
+    targets_BT: Tensor,
+    documents_BT: Tensor,
+    positions_BT: Tensor,
+    dtype: torch.dtype,
+    *,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
 ) -> Tensor:
-    """Sum of −log p(target) in nats over the positions that count, fp32. Documents in a row never see each other."""
+    """Sum of −log p(target) in nats over the positions that count, fp32. Documents in a row never see each other.
+
+    `label_smoothing` ε spreads that share of each target over the vocabulary (Szegedy et al. 2016); `z_loss` adds that
+    multiple of log² of the softmax's normaliser (PaLM, Chowdhery et al. 2022).
+    """
     memory = _Rows(documents_BT, positions_BT)
-    logits_BTV = model.logits(model.hidden(ids_BT, positions_BT, memory, dtype))
-    nats = F.cross_entropy(
-        logits_BTV.float().flatten(0, 1), targets_BT.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
+    logits_NV = model.logits(model.hidden(ids_BT, positions_BT, memory, dtype)).float().flatten(0, 1)
+    targets_N = targets_BT.flatten()
+    nats = F.cross_entropy(logits_NV, targets_N, ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing)
+    if z_loss:
+        normaliser_N = logits_NV.logsumexp(-1)
+        nats = nats + z_loss * normaliser_N.square().masked_fill(targets_N == IGNORED, 0.0).sum()
     return nats + sum(memory.losses) * (targets_BT != IGNORED).sum() if memory.losses else nats

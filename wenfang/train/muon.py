@@ -4,7 +4,7 @@ Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural netw
 AdamW's update size is from Liu et al. 2025, "Muon is scalable for LLM training".
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,16 +33,21 @@ class Muon(Optimizer):
     """Nesterov momentum, orthogonalised; for the matrices inside the blocks.
 
     Args:
-        matrices: two-dimensional weights.
+        matrices: two-dimensional weights, or groups of them.
         lr: step length, on the scale of AdamW's: an update's root mean square is about a fifth of it.
         momentum: share of the past in the moving sum of gradients.
         weight_decay: decoupled, as in AdamW.
     """
 
     def __init__(
-        self, matrices: Iterable[nn.Parameter], *, lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+        self,
+        matrices: list[nn.Parameter] | list[dict[str, Any]],
+        *,
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
     ) -> None:
-        super().__init__(list(matrices), {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]

@@ -12,7 +12,8 @@ from wenfang.model import Decoder, DecoderConfig, save_model
 from wenfang.tokenizer import Tokenizer
 from wenfang.train.card import model_card
 from wenfang.train.config import PretrainConfig
-from wenfang.train.loop import Rows, train
+from wenfang.train.loop import train
+from wenfang.train.objective import Rows, next_token
 from wenfang.train.packing import Document, pack, split_long
 
 
@@ -29,11 +30,12 @@ def run(config: PretrainConfig, out: Path, report: Reporter) -> Summary:
     shape = decoder_config(config, tokenizer.vocab_size)
     training = _rows(config.corpus / "train.parquet", tokenizer, config.context, report)
     validation = _rows(config.corpus / "validation.parquet", tokenizer, config.context, report)
+    task = next_token(training, validation, config)
     torch.manual_seed(config.seed)
     model = Decoder(shape)
     model.initialise()
     summary: Summary = {"parameters": shape.parameters}
-    summary |= train(model, training, validation, config, out, report, label=say(zh="預訓練", en="pretraining"))
+    summary |= train(model, task, config, out, report, label=say(zh="預訓練", en="pretraining"))
     summary["bits_per_character"] = round(
         float(summary["validation_loss"]) / 0.6931471805599453 / validation.characters_per_token, 3
     )

@@ -14,7 +14,8 @@ from wenfang.model import load_config, load_model, save_model
 from wenfang.tokenizer import Message, Tokenizer
 from wenfang.train.card import model_card
 from wenfang.train.config import SftConfig
-from wenfang.train.loop import Rows, train
+from wenfang.train.loop import train
+from wenfang.train.objective import Rows, next_token
 from wenfang.train.packing import Document, pack
 
 
@@ -38,8 +39,9 @@ def run(config: SftConfig, out: Path, report: Reporter) -> Summary:
     training = _rows(config.conversations / "train.jsonl", tokenizer, config, report)
     validation = _rows(config.conversations / "validation.jsonl", tokenizer, config, report)
     model = load_model(config.model)
+    task = next_token(training, validation, config)
     torch.manual_seed(config.seed)
-    summary = train(model, training, validation, config, out, report, label=say(zh="對話微調", en="fine-tuning"))
+    summary = train(model, task, config, out, report, label=say(zh="對話微調", en="fine-tuning"))
     save_model(
         model,
         out,

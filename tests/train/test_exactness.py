@@ -1,0 +1,139 @@
+"""The loop's promises: accumulation, early stopping, bad steps."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from wenfang.core.errors import WenfangError
+from wenfang.core.report import Reporter
+from wenfang.model import Decoder
+from wenfang.train.config import OptimizerConfig, TrainConfig
+from wenfang.train.loop import train
+from wenfang.train.objective import Batch, Loss, NextToken, Rows, Task
+from wenfang.train.packing import IGNORED, pack
+
+Make = Callable[[], Decoder]
+Configure = Callable[..., TrainConfig]
+
+
+def losses(folder: Path) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def run(model: Decoder, task: Task, config: TrainConfig, folder: Path) -> dict[str, int | float | str]:
+    folder.mkdir(exist_ok=True)
+    return train(model, task, config, folder, Reporter(metrics_path=folder / "metrics.jsonl"), label="")
+
+
+def test_accumulation_is_a_larger_batch(tiny_model: Make, tiny_config: Configure, tmp_path: Path) -> None:
+    # Rows that learn from 1 to 8 tokens: averaging batch means instead of tokens would be far off.
+    documents = [([i % 23] * 9, [n >= 8 - i % 8 for n in range(9)]) for i in range(48)]
+    rows = Rows(pack(documents, 8), 1.0)
+    task = Task(rows, rows, NextToken(torch.float32), measure=NextToken(torch.float32))
+    results = []
+    for batch, accumulate in ((8, 1), (2, 4)):
+        model = tiny_model()
+        settings = {"steps": 10, "batch": batch, "accumulate": accumulate, "context": 8}
+        adam = OptimizerConfig(name="adamw", lr=0.001)  # In fp32 throughout.
+        run(model, task, tiny_config(**settings, optimizer=adam), tmp_path / str(batch))
+        results.append((losses(tmp_path / str(batch)), model.state_dict()))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
+    for name, weight in results[0][1].items():
+        torch.testing.assert_close(results[1][1][name], weight, rtol=1e-4, atol=1e-5)
+
+
+def test_early_stopping_writes_the_best_weights(
+    task: Task, tiny_model: Make, tiny_config: Configure, tmp_path: Path
+) -> None:
+    # Validation data whose every next token is the training data's previous one: learning makes it worse.
+    backwards = [(list(range(22, 22 - n, -1)), [True] * n) for n in (9, 12, 15, 20)]
+    spoilt = replace(task, validation=Rows(pack(backwards, 32), 1.0))
+    model = tiny_model()
+    summary = run(model, spoilt, tiny_config(validate_every=5, patience=2), tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    measured = {line["step"]: line["validation_loss"] for line in lines if "validation_loss" in line}
+    best = min(measured, key=measured.__getitem__)
+    assert max(measured) == best + 10 < 60
+    assert summary["best_step"] == best
+    assert summary["validation_loss"] == pytest.approx(measured[best], abs=1e-4)
+    again = run(model, spoilt, tiny_config(steps=1, optimizer=OptimizerConfig(lr=1e-12)), tmp_path / "again")
+    assert again["validation_loss"] == pytest.approx(measured[best], abs=1e-4)
+
+
+@dataclass(frozen=True)
+class Poisoned:
+    """Next-token loss times the batch's own factor."""
+
+    def __call__(self, model: Decoder, *, factor: Tensor, **tensors: Tensor) -> Loss:
+        loss = NextToken(torch.float32)(model, **tensors).total
+        return Loss(loss * factor.mean(), {"unscaled": loss.detach()})
+
+
+@dataclass(frozen=True)
+class PoisonedRows:
+    """Rows of which one makes the loss of its batch `factor` times larger."""
+
+    rows: Rows
+    bad: int
+    factor: float
+    characters_per_token: None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        batch = self.rows.batch(rows)
+        factors = torch.tensor([self.factor if row == self.bad else 1.0 for row in rows])
+        return replace(batch, tensors=batch.tensors | {"factor": factors})
+
+
+@pytest.mark.parametrize(("factor", "spike"), [(math.nan, None), (math.inf, None), (1e3, 20)])
+def test_a_bad_step_is_skipped_and_its_batch_kept(
+    task: Task, tiny_model: Make, tiny_config: Configure, tmp_path: Path, factor: float, spike: float | None
+) -> None:
+    assert isinstance(task.training, Rows)
+    data = PoisonedRows(task.training, bad=3, factor=factor)
+    task = Task(data, task.validation, Poisoned(), measure=NextToken(torch.float32))
+    model = tiny_model()
+    summary = run(model, task, tiny_config(steps=80, bad_step="skip", spike=spike), tmp_path)
+    assert all(weight.isfinite().all() for weight in model.parameters())
+    kept = sorted((tmp_path / "bad_steps").iterdir())
+    assert summary["skipped_steps"] == len(kept) > 0
+    for path in kept:
+        assert not load_file(path)["factor"].eq(1).all()
+        assert load_file(path)["ids_BT"].shape == (4, 32)
+    assert all(map(math.isfinite, losses(tmp_path)))
+    assert "unscaled" in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_a_bad_step_stops_the_run(task: Task, tiny_model: Make, tiny_config: Configure, tmp_path: Path) -> None:
+    assert isinstance(task.training, Rows)
+    data = PoisonedRows(task.training, bad=3, factor=math.nan)
+    task = Task(data, task.validation, Poisoned(), measure=NextToken(torch.float32))
+    with pytest.raises(WenfangError, match=r"Step \d+ has a bad loss, nan .*bad_steps/step-.*Lower the learning rate"):
+        run(tiny_model(), task, tiny_config(), tmp_path)
+    assert list((tmp_path / "bad_steps").iterdir())
+
+
+def test_skipping_everything_stops(task: Task, tiny_model: Make, tiny_config: Configure, tmp_path: Path) -> None:
+    settings = tiny_config(bad_step="skip", optimizer=OptimizerConfig(lr=1e30, warmup=0))
+    with pytest.raises(WenfangError, match="bad loss"):
+        run(tiny_model(), task, settings, tmp_path)
+    assert len(list((tmp_path / "bad_steps").iterdir())) == 10
+
+
+def test_counts_are_learned_tokens(task: Task) -> None:
+    assert isinstance(task.training, Rows)
+    batch = task.training.batch(np.array([0, 1]))
+    targets = task.training.packed.targets_NT[:2]
+    assert batch.count == (targets != IGNORED).sum()
+    assert batch.tokens == (task.training.packed.documents_NT[:2] >= 0).sum()

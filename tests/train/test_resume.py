@@ -1,0 +1,82 @@
+"""Real processes, stopped and killed: the run that continues is the run that was never disturbed."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from wenfang.cli import main
+from wenfang.model import load_model
+
+SLOW = """
+import sys, time
+from wenfang.cli import main
+from wenfang.train import loop
+inner = loop._Run._step
+def slow(self):
+    time.sleep(0.02)
+    return inner(self)
+loop._Run._step = slow
+sys.exit(main())
+"""
+SETTINGS = {
+    "steps": 60,
+    "batch": 4,
+    "context": 64,
+    "dtype": "float32",
+    "dim": 16,
+    "layers": 2,
+    "heads": 2,
+    "kv-heads": 1,
+    "head-dim": 8,
+    "hidden": 24,
+    "checkpoint-every-s": 1e-6,
+    "validate-every": 25,
+    "dropout": 0.1,
+}
+OPTIONS = ["--no-compile", *(f"--{name}={value}" for name, value in SETTINGS.items())]
+
+
+def newest(folder: Path) -> int:
+    names = [path.stem for path in folder.glob("out.*.partial/checkpoints/step-*.safetensors")]
+    return max((int(name.removeprefix("step-")) for name in names), default=0)
+
+
+def curve(folder: Path) -> list[tuple[float, ...]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line.get("loss"), line.get("validation_loss")) for line in lines]
+
+
+def test_a_stopped_and_killed_run_resumes_to_the_same_bits(
+    corpus_folder: Path, tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["train", "pretrain", "--corpus", str(corpus_folder), "--tokenizer", str(tokenizer_folder), *OPTIONS]
+    undisturbed, killed = tmp_path / "undisturbed/out", tmp_path / "killed/out"
+    assert main([*words, "--out", str(undisturbed)]) == 0
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)):
+        before = newest(killed.parent)
+        process = subprocess.Popen(
+            [sys.executable, "-c", SLOW, *words, "--out", str(killed)], stderr=subprocess.PIPE, text=True
+        )
+        while newest(killed.parent) < before + 7:
+            time.sleep(0.005)
+            assert process.poll() is None
+        process.send_signal(number)
+        reached = newest(killed.parent)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == code
+        if number == signal.SIGTERM:
+            assert said.splitlines()[-1] == "Stopped. Run the same command again to continue."
+            assert newest(killed.parent) > reached  # The running step was finished and saved first.
+        assert not killed.exists()
+    assert 14 <= newest(killed.parent) < 60
+    assert main([*words, "--out", str(killed)]) == 0
+    expected, resumed = load_model(undisturbed).state_dict(), load_model(killed).state_dict()
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+    assert curve(undisturbed) == curve(killed)
+    assert not (killed / "checkpoints").exists()
