@@ -100,6 +100,14 @@ _TABLE = (
         version=1,
     ),
     Stage(
+        name="train.merge-adapter",
+        kind="model",
+        config="wenfang.train.config:MergeAdapterConfig",
+        run="wenfang.train.merge_adapter:run",
+        forecast="wenfang.train.merge_adapter:forecast",
+        version=1,
+    ),
+    Stage(
         name="evaluate.verse",
         kind="evaluation",
         config="wenfang.evaluate.config:VerseConfig",

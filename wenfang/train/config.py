@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from wenfang.core.config import Config, Conversations, Corpus, ModelFolder, TokenizerFolder
+from wenfang.core.config import Config, Conversations, Corpus, ModelFolder, Source, TokenizerFolder
 
 
 class OptimizerConfig(Config):
@@ -99,10 +99,47 @@ class PretrainConfig(TrainConfig):
         return self
 
 
+class AdapterConfig(Config):
+    """What of the model is trained."""
+
+    method: Literal["full", "lora", "dora"] = "full"
+    """full: every weight. lora, dora: small factors beside frozen projections; `adapter/` in the output holds them."""
+    rank: int = Field(default=16, gt=0)
+    """Width of the factors."""
+    alpha: float = Field(default=32.0, gt=0, allow_inf_nan=False)
+    """The factors' product counts alpha / rank times."""
+    rank_stabilised: bool = False
+    """Count it alpha / √rank times instead, so that the size of an update does not shrink with the rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the factors' inputs left out at random while training."""
+    targets: tuple[str, ...] = ()
+    """Projections to adapt by the last part of their name, such as q_proj; none given, all inside the blocks."""
+    base: Literal["full", "int8", "nf4"] = "full"
+    """Number format the frozen projections rest in while training; nf4 is QLoRA's. The result merges what they hold."""
+
+    @model_validator(mode="after")
+    def _check_method(self) -> Self:
+        if self.method == "full" and self.base != "full":
+            raise ValueError(f"base={self.base!r} freezes the model, so method must be lora or dora")
+        return self
+
+
 class SftConfig(TrainConfig):
     """Teach a model to answer: only the assistant's tokens enter the loss."""
 
     conversations: Conversations
     model: ModelFolder
+    adapter: AdapterConfig = AdapterConfig()
     too_long: Literal["error", "truncate", "drop"] = "error"
     """What to do with a conversation longer than the context."""
+
+
+class MergeAdapterConfig(Config):
+    """Merge a PEFT adapter into its model, for engines that know no adapters."""
+
+    model: ModelFolder
+    """The model the adapter was trained on."""
+    adapter: Source
+    """A folder with adapter_config.json and adapter_model.safetensors."""
+    save_as: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the written weights."""

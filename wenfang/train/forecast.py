@@ -36,19 +36,23 @@ def forecast_sft(config: SftConfig) -> Forecast:
         shape = load_config(config.model)
     except InputError:
         shape = DecoderConfig(vocab_size=USUAL_VOCABULARY)
-    return _forecast(config, shape)
+    if config.adapter.method == "full":
+        return _forecast(config, shape)
+    # Frozen weights have no gradient, moments or copy in a checkpoint; the dense ones are there before and after.
+    return _forecast(config, shape, bytes_per_weight=4 * 2)
 
 
-def _forecast(config: TrainConfig, shape: DecoderConfig) -> Forecast:
+def _forecast(config: TrainConfig, shape: DecoderConfig, *, bytes_per_weight: int = 4 * 5) -> Forecast:
+    """`bytes_per_weight`: by default fp32 weights, gradients, two moments and the copy being written."""
     positions = config.batch * config.context
-    flops = shape.training_flops(config.steps * positions, config.context)
+    flops = shape.training_flops(config.steps * config.accumulate * positions, config.context)
     logits = positions * shape.vocab_size * 10  # bf16 logits, fp32 softmax and its gradient
     activations = positions * shape.layers * (shape.dim * 24 + shape.hidden * 12 + shape.heads * config.context * 8)
-    weights = shape.parameters * 4 * 5  # fp32 weights, gradients, two moments and the copy being written
+    weights = shape.parameters * bytes_per_weight
     return Forecast(
         seconds=COMPILE_S * config.compile + flops / (EFFICIENCY * matmul_flops()),
         memory_bytes=int(0.7e9 + logits + activations + weights),
-        disk_bytes=shape.parameters * 4 * 4,
+        disk_bytes=shape.parameters * (4 + 12 * (config.keep_checkpoints + 2)),
     )
 
 

@@ -12,11 +12,13 @@ from wenfang.core.language import say
 from wenfang.core.report import Reporter
 from wenfang.model import load_config, load_model, save_model
 from wenfang.tokenizer import Message, Tokenizer
+from wenfang.train.adapter import adapt, merged
 from wenfang.train.card import model_card
 from wenfang.train.config import SftConfig
 from wenfang.train.loop import train
 from wenfang.train.objective import Rows, next_token
 from wenfang.train.packing import Document, pack
+from wenfang.train.peft import save_adapter
 
 
 def run(config: SftConfig, out: Path, report: Reporter) -> Summary:
@@ -41,16 +43,20 @@ def run(config: SftConfig, out: Path, report: Reporter) -> Summary:
     model = load_model(config.model)
     task = next_token(training, validation, config)
     torch.manual_seed(config.seed)
+    adapt(model, config.adapter)
     summary = train(model, task, config, out, report, label=say(zh="對話微調", en="fine-tuning"))
-    save_model(
-        model,
-        out,
-        tokenizer=config.model,
-        bos_id=tokenizer.bos_id,
-        end_id=tokenizer.end_id,
-        dtype=getattr(torch, config.save_as),
-        card=model_card("train.sft", config, summary),
-    )
+    if config.adapter.method != "full":
+        save_adapter(model, out / "adapter", config.adapter, base=config.model)
+    with merged(model):
+        save_model(
+            model,
+            out,
+            tokenizer=config.model,
+            bos_id=tokenizer.bos_id,
+            end_id=tokenizer.end_id,
+            dtype=getattr(torch, config.save_as),
+            card=model_card("train.sft", config, summary),
+        )
     return summary
 
 
