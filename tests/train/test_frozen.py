@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from wenfang.model.linear import Linear
-from wenfang.train.frozen import FrozenLinear, nf4_levels
+from wenfang.train.frozen import NF4_LEVELS, FrozenLinear
 
 # Dettmers et al. 2023, appendix E.
 PUBLISHED = """
@@ -15,7 +15,7 @@ PUBLISHED = """
 
 def test_levels_are_the_published_ones() -> None:
     # The paper rounds its outermost quantile to 0.9677083, which moves the levels by less than 1e-5.
-    torch.testing.assert_close(nf4_levels(), torch.tensor([float(v) for v in PUBLISHED.split()]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(NF4_LEVELS, torch.tensor([float(v) for v in PUBLISHED.split()]), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("form", ["nf4", "int8"])
@@ -29,8 +29,8 @@ def test_each_weight_becomes_the_nearest_level(form: str, shape: tuple[int, int]
         assert ((weight - restored).abs() <= scales / 2 + 1e-6).all()
         return
     for block, kept in zip(weight.flatten().split(64), restored.flatten().split(64), strict=True):
-        nearest = ((block / block.abs().max())[:, None] - nf4_levels()).abs().argmin(1)
-        torch.testing.assert_close(kept, nf4_levels()[nearest] * block.abs().max())
+        nearest = ((block / block.abs().max())[:, None] - NF4_LEVELS).abs().argmin(1)
+        torch.testing.assert_close(kept, NF4_LEVELS[nearest] * block.abs().max())
 
 
 @pytest.mark.parametrize(("form", "bytes_per_weight"), [("nf4", 0.5 + 4 / 64), ("int8", 1 + 4 / 512)])

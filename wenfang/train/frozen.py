@@ -3,7 +3,6 @@
 Sources: NF4 and QLoRA, Dettmers et al. 2023; a scale per row as in LLM.int8(), Dettmers et al. 2022.
 """
 
-import functools
 from collections.abc import Callable
 from statistics import NormalDist
 from typing import Any, Literal
@@ -17,15 +16,17 @@ BLOCK = 64
 """NF4 weights that share a scale."""
 
 
-@functools.cache
-def nf4_levels() -> Tensor:
-    """The 16 quantiles of a normal distribution in [−1, 1], one of them zero."""
+def _nf4_levels() -> Tensor:
     # The paper's outermost quantile: midway between those of 15 and of 16 equal shares of the distribution.
     outer = 1 - (1 / 30 + 1 / 32) / 2
     quantile = NormalDist().inv_cdf
     positive = [quantile(0.5 + (outer - 0.5) * i / 8) for i in range(1, 9)]
     negative = [-quantile(0.5 + (outer - 0.5) * i / 7) for i in range(1, 8)]
     return torch.tensor(sorted([*positive, *negative, 0.0]), dtype=torch.float64).div(quantile(outer)).float()
+
+
+NF4_LEVELS = _nf4_levels()
+"""The 16 quantiles of a normal distribution in [−1, 1], one of them zero."""
 
 
 def quantise(weight_OI: Tensor, form: Format) -> tuple[Tensor, Tensor]:
@@ -36,7 +37,7 @@ def quantise(weight_OI: Tensor, form: Format) -> tuple[Tensor, Tensor]:
     flat = weight_OI.float().flatten()
     blocks = F.pad(flat, (0, -len(flat) % BLOCK)).view(-1, BLOCK)
     scales_N1 = blocks.abs().amax(1, keepdim=True).clamp_min(1e-30)
-    table = nf4_levels().to(weight_OI.device)
+    table = NF4_LEVELS.to(weight_OI.device)
     codes = torch.bucketize(blocks / scales_N1, (table[1:] + table[:-1]) / 2).to(torch.uint8).view(-1, 2)
     return codes[:, 0] << 4 | codes[:, 1], scales_N1
 
@@ -46,7 +47,7 @@ def dequantise(codes: Tensor, scales: Tensor, form: Format, shape: tuple[int, in
     if form == "int8":
         return (codes * scales).to(dtype)
     pairs = torch.stack((codes >> 4, codes & 15), dim=-1)
-    blocks = nf4_levels().to(codes.device)[pairs.view(-1, BLOCK).long()] * scales
+    blocks = NF4_LEVELS.to(codes.device)[pairs.view(-1, BLOCK).long()] * scales
     return blocks.flatten()[: shape[0] * shape[1]].view(shape).to(dtype)
 
 
