@@ -102,9 +102,13 @@ def test_the_same_config_gives_the_same_bytes(corpus: Path, tmp_path: Path) -> N
 def _bad_corpora() -> dict[str, tuple[type[InputError], str]]:
     return {
         "absent": (InputError, "No folder"),
-        "no file": (DataError, r"Cannot read verse from '.*train\.parquet'"),
-        "cut off": (DataError, r"Cannot read verse from '.*train\.parquet'"),
-        "prose": (DataError, r"(Cannot read verse|not a corpus of verse)"),
+        "no file": (DataError, r"The corpus '.*train\.parquet' cannot be used: "),
+        "cut off": (DataError, r"The corpus '.*train\.parquet' cannot be used: "),
+        "prose": (
+            DataError,
+            r"'.*train\.parquet' .* lacks columns of text named `title`, `dynasty`, `form`, `plan`, `poem`",
+        ),
+        "unlabelled": (DataError, r"'.*train\.parquet' .* unknown form or plan: '五言絕句', '隨意', "),
         "none regular": (DataError, "No poem of train .* is left. Relax"),
     }
 
@@ -122,6 +126,9 @@ def test_a_bad_corpus_is_named(name: str, corpus: Path, tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes()[:-1000])
     elif name == "prose":
         pq.write_table(table.select(["text"]), path)
+    elif name == "unlabelled":
+        rows = [row | {"form": "五言絕句", "plan": "隨意"} for row in table.to_pylist()]
+        pq.write_table(type(table).from_pylist(rows), path)
     else:
         rows = [row for row in table.to_pylist() if row["plan"] == "不拘格律"]
         pq.write_table(type(table).from_pylist(rows), path)

@@ -184,7 +184,10 @@ def _only(keep: Callable[[dict], bool]) -> Callable[[list[dict]], list[dict]]:
         (_only(lambda row: row["form"] != "七言絕句"), "holds no titled 七言絕句 to ask for"),
         (lambda rows: [row | {"title": ""} for row in rows], "holds no titled 五言絕句 to ask for"),
         (lambda rows: [row | {"title": "長" * 13} for row in rows], "holds no titled 五言絕句 to ask for"),
-        (lambda rows: [row | {"plan": "隨意"} for row in rows], "Unreadable plan '隨意'"),
+        (
+            lambda rows: [row | {"plan": "隨意"} for row in rows],
+            "validation.parquet' cannot be used: it has a poem of unknown form or plan: '五言絕句', '隨意'",
+        ),
     ],
     ids=["a form missing", "no titles", "long titles", "no plan"],
 )

@@ -90,7 +90,16 @@ def test_inputs_are_checked_before_the_stage_is_imported(corpus: Path) -> None:
 def test_a_failure_publishes_nothing(place: Path) -> None:
     with pytest.raises(DataError, match="the corpus is empty"):
         execute_alone(TINY["tiny.broken"], BrokenConfig(), Path("out"), QUIET)
-    assert not Path("out").exists()
+    assert [path.name for path in place.iterdir()] == ["verse.txt"]
+
+
+def test_refused_input_takes_nothing_away_from_work_done_before(place: Path) -> None:
+    partial = partial_folder(Path("out"), fingerprint_stage(TINY["tiny.broken"], BrokenConfig(), {}))
+    partial.mkdir()
+    (partial / "checkpoint.txt").write_text("3")
+    with pytest.raises(DataError):
+        execute_alone(TINY["tiny.broken"], BrokenConfig(), Path("out"), QUIET)
+    assert (partial / "checkpoint.txt").read_text() == "3"
 
 
 def _partial(out: Path, config: SlowConfig) -> Path:
@@ -167,8 +176,8 @@ class TestSeconds:
         assert self._seconds(corpus, state) < 10
 
     def test_of_a_failed_attempt_are_kept(self, place: Path) -> None:
-        with pytest.raises(DataError):
-            execute_alone(TINY["tiny.broken"], BrokenConfig(), Path("out"), QUIET)
+        with pytest.raises(OSError, match="No space left"):
+            execute_alone(TINY["tiny.broken"], BrokenConfig(how="disk"), Path("out"), QUIET)
         state = json.loads(next(place.glob("out.*.partial")).joinpath(ATTEMPTS).read_text())
         assert state["started"] is None
         assert 0 < state["seconds"] < 5

@@ -72,7 +72,7 @@ def test_the_mask_covers_what_the_assistant_says_and_its_end(tokenizer: Tokenize
     [
         ([], "empty"),
         ([{"role": "robot", "content": "x"}], r"messages\[0\].role` is 'robot'"),
-        ([{"role": "user", "content": None}], r"messages\[0\].content` must be text, not NoneType"),
+        ([{"role": "user", "content": None}], r"messages\[0\].content` must be text, not None"),
     ],
 )
 def test_bad_messages_are_named(tokenizer: Tokenizer, messages, told: str) -> None:

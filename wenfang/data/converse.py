@@ -3,9 +3,8 @@
 import hashlib
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 
@@ -15,11 +14,10 @@ from wenfang.core.errors import DataError
 from wenfang.core.forecast import Forecast
 from wenfang.core.language import say
 from wenfang.core.report import Reporter
+from wenfang.data.poems import LabelledPoem, read_poems
 from wenfang.data.prepare import DYNASTY_NAMES, SPLITS, Dynasty
-from wenfang.text.plan import FORMS, Plan, parse_plan
 from wenfang.text.verse import TITLED_PHRASINGS, UNTITLED_PHRASINGS, Request, compose_reply
 
-_COLUMNS = ("title", "author", "dynasty", "form", "plan", "poem")
 _NAMELESS = ("", "詩", "句", "失題", "闕題", "缺題", "絕句", "七言", "五言")
 """Titles that name no subject: their requests ask for a form only."""
 
@@ -55,14 +53,14 @@ def run(config: ConverseConfig, out: Path, report: Reporter) -> Summary:
         DataError: no poem is left to ask for.
     """
     check_artifact(config.corpus, "corpus")
-    poems = {split: _read_poems(config.corpus / f"{split}.parquet", config) for split in SPLITS}
+    poems = {split: _wanted(read_poems(config.corpus / f"{split}.parquet"), config) for split in SPLITS}
     summary: Summary = {}
     long_titles = 0
     with report.track(say(zh="編寫對話", en="Writing conversations"), sum(map(len, poems.values()))) as track:
         done = 0
-        for split, rows in poems.items():
-            kept = [row for row in rows if len(row["title"]) <= config.max_title_characters]
-            long_titles += len(rows) - len(kept)
+        for split, wanted in poems.items():
+            kept = [poem for poem in wanted if len(poem.title) <= config.max_title_characters]
+            long_titles += len(wanted) - len(kept)
             if split == "train" and config.limit is not None and config.limit < len(kept):
                 kept = _draw(kept, config.limit, config.seed)
             if not kept:
@@ -76,7 +74,7 @@ def run(config: ConverseConfig, out: Path, report: Reporter) -> Summary:
                 )
             with (out / f"{split}.jsonl").open("w", encoding="utf-8", newline="\n") as file:
                 file.writelines(_conversations(kept, config))
-            done += len(rows)
+            done += len(wanted)
             track.update(done)
             summary[f"{split}_conversations"] = len(kept)
     summary["long_titles_left_out"] = long_titles
@@ -98,71 +96,36 @@ def forecast(config: ConverseConfig) -> Forecast:
     )
 
 
-def _read_poems(path: Path, config: ConverseConfig) -> list[dict[str, str]]:
-    """Rows of one side of the corpus that `dynasties` and `regular_only` admit."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path, columns=list(_COLUMNS))
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(
-            say(
-                zh=f"無法從 {str(path)!r} 讀出詩料（{_first_line(error)}）。請用 data.prepare 重做語料。",
-                en=f"Cannot read verse from {str(path)!r} ({_first_line(error)}). Make the corpus with data.prepare.",
-            )
-        ) from None
-    missing = [name for name in _COLUMNS if name not in table.column_names]
-    if missing:
-        raise DataError(
-            say(
-                zh=f"{str(path)!r} 不是詩的語料：缺少欄位 {missing}。",
-                en=f"{str(path)!r} is not a corpus of verse: it lacks the columns {missing}.",
-            )
-        )
-    wanted = {DYNASTY_NAMES[dynasty] for dynasty in config.dynasties}
-    rows: list[dict[str, Any]] = table.to_pylist()
-    irregular = str(Plan())
-    return [row for row in rows if row["dynasty"] in wanted and not (config.regular_only and row["plan"] == irregular)]
+def _wanted(poems: Sequence[LabelledPoem], config: ConverseConfig) -> list[LabelledPoem]:
+    """Those that `dynasties` and `regular_only` admit."""
+    dynasties = {DYNASTY_NAMES[dynasty] for dynasty in config.dynasties}
+    return [poem for poem in poems if poem.dynasty in dynasties and (poem.plan.regular or not config.regular_only)]
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+def _draw(poems: list[LabelledPoem], limit: int, seed: int) -> list[LabelledPoem]:
+    """`limit` of the poems, the same ones for the same seed, in their own order."""
+    chosen = sorted(random.Random(seed).sample(range(len(poems)), limit))
+    return [poems[index] for index in chosen]
 
 
-def _draw(rows: list[dict[str, str]], limit: int, seed: int) -> list[dict[str, str]]:
-    """`limit` of the rows, the same ones for the same seed, in their own order."""
-    chosen = sorted(random.Random(seed).sample(range(len(rows)), limit))
-    return [rows[index] for index in chosen]
-
-
-def _conversations(rows: list[dict[str, str]], config: ConverseConfig) -> Iterator[str]:
-    for row in rows:
-        plan = parse_plan(row["plan"])
-        if plan is None or row["form"] not in FORMS:
-            raise DataError(
-                say(
-                    zh=f"語料裡有詩的詩體或格律無法辨識：{row['form']!r}，{row['plan']!r}。請用 data.prepare 重做。",
-                    en=f"The corpus has a poem of unknown form or plan: {row['form']!r}, {row['plan']!r}. "
-                    "Make it again with data.prepare.",
-                )
-            )
-        request = _request(row, plan, config)
+def _conversations(poems: Sequence[LabelledPoem], config: ConverseConfig) -> Iterator[str]:
+    for poem in poems:
         messages = [
-            {"role": "user", "content": request},
-            {"role": "assistant", "content": compose_reply(plan, row["poem"])},
+            {"role": "user", "content": _request(poem, config)},
+            {"role": "assistant", "content": compose_reply(poem.plan, poem.text)},
         ]
         yield json.dumps({"messages": messages}, ensure_ascii=False) + "\n"
 
 
-def _request(row: dict[str, str], plan: Plan, config: ConverseConfig) -> str:
+def _request(poem: LabelledPoem, config: ConverseConfig) -> str:
     """The request for one poem. Chance comes from the poem itself, so that it does not depend on its neighbours."""
-    digest = hashlib.blake2b(f"{config.seed}\n{row['title']}\n{row['poem']}".encode(), digest_size=16).digest()
+    digest = hashlib.blake2b(f"{config.seed}\n{poem.title}\n{poem.text}".encode(), digest_size=16).digest()
     phrasing, rhyme_draw, opening_draw, title_draw = (int.from_bytes(digest[i : i + 4], "big") for i in (0, 4, 8, 12))
-    untitled = row["title"] in _NAMELESS or title_draw < config.untitled_share * 2**32
+    untitled = poem.title in _NAMELESS or title_draw < config.untitled_share * 2**32
+    plan = poem.plan
     request = Request(
-        form=FORMS[row["form"]],
-        title="" if untitled else row["title"],
+        form=poem.form,
+        title="" if untitled else poem.title,
         rhyme=plan.rhyme if rhyme_draw < config.ask_rhyme_share * 2**32 else None,
         opening=plan.opening if opening_draw < config.ask_opening_share * 2**32 else None,
         irregular=not plan.regular,

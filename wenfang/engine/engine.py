@@ -82,7 +82,8 @@ class Engine:
             InputError, ModelError, TokenizerError: the folder or a file in it cannot be used.
         """
         model = load_model(folder)
-        return cls(model, Tokenizer.load(folder), name=folder.resolve().name, max_batch=max_batch)
+        tokenizer = Tokenizer.load(folder, model_vocab_size=model.config.vocab_size)
+        return cls(model, tokenizer, name=folder.resolve().name, max_batch=max_batch)
 
     def stream(self, prompt: Sequence[int], params: SamplingParams) -> Generator[Delta, None, None]:
         """Generate and yield pieces as they are certain. Closing the iterator cancels the request.

@@ -7,13 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from wenfang.core.artifact import Summary, check_artifact
 from wenfang.core.errors import DataError
 from wenfang.core.language import say
 from wenfang.core.report import Reporter
+from wenfang.data.poems import LabelledPoem, read_poems
 from wenfang.engine import Engine, SamplingParams
 from wenfang.evaluate.config import VerseConfig
 from wenfang.evaluate.likelihood import Pair, reply_nats
@@ -25,7 +23,6 @@ from wenfang.text.verse import (
     VerseCheck,
     check_verse,
     compose_reply,
-    parse_plan,
     parse_reply,
     split_lines,
 )
@@ -35,8 +32,8 @@ LONGEST_TITLE = 12
 """Titles beyond this many characters are not asked for: the model was not taught them."""
 
 
-HeldOut = dict[Form, list[dict[str, str]]]
-"""Validation poems by form: rows with title, form, plan and poem."""
+HeldOut = dict[Form, list[LabelledPoem]]
+"""Validation poems by form."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +66,13 @@ def run(config: VerseConfig, out: Path, report: Reporter) -> Summary:
     """
     check_artifact(config.corpus, "corpus")
     held_out = _held_out(config)
-    model, tokenizer = load_model(config.model), Tokenizer.load(config.model)
+    model = load_model(config.model)
+    tokenizer = Tokenizer.load(config.model, model_vocab_size=model.config.vocab_size)
     nats, given_plan = _nats_per_character(model, tokenizer, held_out, config, report)
 
     checks, samples = _ask(Engine(model, tokenizer, name="poet", max_batch=config.batch), held_out, config, report)
-    people = {form: _judge(row["poem"] for row in rows) for form, rows in held_out.items()}
-    floor = {form: _judge(_shuffled(rows, config.seed)) for form, rows in held_out.items()}
+    people = {form: _judge(poem.text for poem in poems) for form, poems in held_out.items()}
+    floor = {form: _judge(_shuffled(poems, config.seed)) for form, poems in held_out.items()}
     tables = {
         "model": {form.name: Rates.of(found) for form, found in checks.items()},
         "people": {form.name: Rates.of(found) for form, found in people.items()},
@@ -133,19 +131,11 @@ def _explain(summary: Summary) -> str:
 def _held_out(config: VerseConfig) -> HeldOut:
     """The validation poems by form, in a fixed random order."""
     path = config.corpus / "validation.parquet"
-    try:
-        rows = pq.read_table(path, columns=["title", "form", "plan", "poem"]).to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(
-            say(
-                zh=f"語料 {str(path)!r} 無法讀取：{str(error)[:120]}",
-                en=f"The corpus {str(path)!r} cannot be read: {str(error)[:120]}",
-            )
-        ) from None
-    random.Random(config.seed).shuffle(rows)
-    held_out = {form: [row for row in rows if row["form"] == form.name] for form in FORMS.values()}
+    poems = read_poems(path)
+    random.Random(config.seed).shuffle(poems)
+    held_out = {form: [poem for poem in poems if poem.form == form] for form in FORMS.values()}
     for form, found in held_out.items():
-        if not any(_askable(row) for row in found):
+        if not any(map(_askable, found)):
             raise DataError(
                 say(
                     zh=f"{str(path)!r} 沒有可出題的{form.name}。請增加驗證集。",
@@ -155,8 +145,8 @@ def _held_out(config: VerseConfig) -> HeldOut:
     return held_out
 
 
-def _askable(row: dict[str, str]) -> bool:
-    return 0 < len(row["title"]) <= LONGEST_TITLE
+def _askable(poem: LabelledPoem) -> bool:
+    return 0 < len(poem.title) <= LONGEST_TITLE
 
 
 def _nats_per_character(
@@ -171,29 +161,26 @@ def _nats_per_character(
     First with the whole reply charged, plan line and end token included: an upper bound, since p(poem) ≥ p(plan, poem).
     Then with the plan line given, as if the user had asked for that rhyme and opening.
     """
-    rows = [row for found in held_out.values() for row in found if _askable(row)]
-    random.Random(config.seed).shuffle(rows)
-    rows = rows[: config.held_out]
+    poems = [poem for found in held_out.values() for poem in found if _askable(poem)]
+    random.Random(config.seed).shuffle(poems)
+    poems = poems[: config.held_out]
     total = plans = 0.0
-    with report.track(say(zh="未見過的詩", en="held-out poems"), len(rows)) as track:
-        for start in range(0, len(rows), config.batch):
-            batch = rows[start : start + config.batch]
-            pairs = [_pair(tokenizer, row) for row in batch]
+    with report.track(say(zh="未見過的詩", en="held-out poems"), len(poems)) as track:
+        for start in range(0, len(poems), config.batch):
+            batch = poems[start : start + config.batch]
+            pairs = [_pair(tokenizer, poem) for poem in batch]
             total += sum(reply_nats(model, pairs))
-            heads = [tokenizer.encode(f"{row['plan']}\n") for row in batch]
+            heads = [tokenizer.encode(f"{poem.plan}\n") for poem in batch]
             plans += sum(reply_nats(model, [(prompt, head) for (prompt, _), head in zip(pairs, heads, strict=True)]))
             track.update(start + len(batch))
-    characters = sum(len(row["poem"]) for row in rows)
+    characters = sum(len(poem.text) for poem in poems)
     return total / characters, (total - plans) / characters
 
 
-def _pair(tokenizer: Tokenizer, row: dict[str, str]) -> Pair:
-    plan = parse_plan(row["plan"])
-    if plan is None:
-        raise DataError(say(zh=f"語料的 plan 欄 {row['plan']!r} 無法解讀。", en=f"Unreadable plan {row['plan']!r}."))
-    request = Request(FORMS[row["form"]], title=row["title"], irregular=not plan.regular)
+def _pair(tokenizer: Tokenizer, poem: LabelledPoem) -> Pair:
+    request = Request(poem.form, title=poem.title, irregular=not poem.plan.regular)
     prompt = tokenizer.chat([{"role": "user", "content": request.compose()}])
-    return prompt, [*tokenizer.encode(compose_reply(plan, row["poem"])), tokenizer.end_id]
+    return prompt, [*tokenizer.encode(compose_reply(poem.plan, poem.text)), tokenizer.end_id]
 
 
 def _ask(
@@ -204,8 +191,8 @@ def _ask(
     checks: dict[Form, list[VerseCheck]] = {}
     samples: list[dict[str, object]] = []
     with report.track(say(zh="作詩", en="writing poems"), config.poems * len(held_out)) as track:
-        for form, rows in held_out.items():
-            titles = [row["title"] for row in rows if _askable(row)][: config.poems]
+        for form, poems in held_out.items():
+            titles = [poem.title for poem in poems if _askable(poem)][: config.poems]
             requests = [Request(form, title=title).compose() for title in titles]
             prompts = [engine.tokenizer.chat([{"role": "user", "content": request}]) for request in requests]
             checks[form] = []
@@ -223,11 +210,11 @@ def _judge(poems: Iterable[str]) -> list[VerseCheck]:
     return [check_verse(poem) for poem in poems]
 
 
-def _shuffled(rows: Sequence[dict[str, str]], seed: int) -> Iterable[str]:
+def _shuffled(poems: Sequence[LabelledPoem], seed: int) -> Iterable[str]:
     """The same poems with their characters in random places: what the judge passes by chance."""
     rng = random.Random(seed)
-    for row in rows:
-        lines = split_lines(row["poem"])
+    for poem in poems:
+        lines = split_lines(poem.text)
         characters = list("".join(lines))
         rng.shuffle(characters)
         width = len(lines[0])

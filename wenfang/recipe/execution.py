@@ -60,7 +60,8 @@ def execute(
         inputs: fingerprints of the inputs where the caller has them already.
 
     Raises:
-        WenfangError: what the stage raises; its unfinished work stays for the next attempt.
+        InputError: the stage refuses its input; nothing is left but what an earlier attempt had done.
+        WenfangError: what else the stage raises; its unfinished work stays for the next attempt.
     """
     inputs = input_fingerprints(config) if inputs is None else inputs
     fingerprint = fingerprint_stage(stage, config, inputs)
@@ -180,7 +181,8 @@ class _Attempt:
 
 @contextlib.contextmanager
 def _attempt(partial: Path, report: Reporter) -> Iterator[_Attempt]:
-    if partial.is_dir() and any(path.name != ATTEMPTS for path in partial.iterdir()):
+    resumed = partial.is_dir() and any(path.name != ATTEMPTS for path in partial.iterdir())
+    if resumed:
         report.notice(say(zh="接續先前中斷的工作。", en="Continuing from an interrupted run."))
     partial.mkdir(parents=True, exist_ok=True)
     for path in list(partial.rglob("*.partial")):  # Files whose writing a kill cut short.
@@ -189,8 +191,13 @@ def _attempt(partial: Path, report: Reporter) -> Iterator[_Attempt]:
     attempt = _Attempt(partial)
     try:
         yield attempt
+    except InputError:
+        if not resumed:  # Refused: trying the same again cannot go further.
+            shutil.rmtree(partial)
+        raise
     finally:
-        attempt.pause()
+        if partial.exists():
+            attempt.pause()
 
 
 def _seconds_before(partial: Path) -> float:

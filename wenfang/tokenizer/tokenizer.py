@@ -42,12 +42,29 @@ class Tokenizer:
         self.end_id = self._special[str(config["eos_token"])]
 
     @classmethod
-    def load(cls, folder: Path) -> "Tokenizer":
+    def load(cls, folder: Path, *, model_vocab_size: int | None = None) -> "Tokenizer":
         """Open a tokenizer or model folder.
 
+        Args:
+            model_vocab_size: how many token ids the model that is to read its output knows.
+
         Raises:
-            TokenizerError: a file is missing or cannot be read.
+            TokenizerError: a file is missing or cannot be read, or the model knows fewer ids than the tokenizer has.
         """
+        tokenizer = cls._read(folder)
+        if model_vocab_size is not None and tokenizer.vocab_size > model_vocab_size:
+            raise TokenizerError(
+                say(
+                    zh=f"{str(folder)!r} 的分詞器有 {tokenizer.vocab_size} 個詞元，模型只認得 {model_vocab_size} 個。"
+                    "請換上模型自己的分詞器。",
+                    en=f"The tokenizer in {str(folder)!r} has {tokenizer.vocab_size} ids, the model knows "
+                    f"{model_vocab_size}. Put the model's own tokenizer there.",
+                )
+            )
+        return tokenizer
+
+    @classmethod
+    def _read(cls, folder: Path) -> "Tokenizer":
         try:
             config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
             rust = tokenizers.Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
@@ -148,10 +165,15 @@ def check_messages(messages: Sequence[Message]) -> None:
                     en=f"`messages[{i}].role` is {role!r}; it must be one of {', '.join(ROLES)}.",
                 )
             )
-        if not isinstance(content, str):
+        if not isinstance(content, str) or not _is_unicode(content):
             raise InputError(
                 say(
-                    zh=f"`messages[{i}].content` 必須是文字，不是 {type(content).__name__}。",
-                    en=f"`messages[{i}].content` must be text, not {type(content).__name__}.",
+                    zh=f"`messages[{i}].content` 必須是文字，不是 {content!r:.60}。",
+                    en=f"`messages[{i}].content` must be text, not {content!r:.60}.",
                 )
             )
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether no surrogate stands alone: JSON can spell one, UTF-8 cannot."""
+    return not re.search("[\ud800-\udfff]", text)

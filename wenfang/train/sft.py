@@ -37,7 +37,7 @@ def run(config: SftConfig, out: Path, report: Reporter) -> Summary:
                 en=f"context={config.context} exceeds the model's {architecture.context}. Lower it.",
             )
         )
-    tokenizer = Tokenizer.load(config.model)
+    tokenizer = Tokenizer.load(config.model, model_vocab_size=architecture.vocab_size)
     training = _rows(config.conversations / "train.jsonl", tokenizer, config, report)
     validation = _rows(config.conversations / "validation.jsonl", tokenizer, config, report)
     model = load_model(config.model)
@@ -80,13 +80,19 @@ def _messages(path: Path, number: int, line: str) -> list[Message]:
     try:
         messages: list[Message] = json.loads(line)["messages"]
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            say(
-                zh=f'{str(path)!r} 第 {number} 行不是 {{"messages": […]}}：{error!r}',
-                en=f'{str(path)!r} line {number} is not {{"messages": […]}}: {error!r}',
-            )
-        ) from None
+        raise _not_messages(path, number, repr(error)) from None
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise _not_messages(path, number, repr(messages)[:120])
     return messages
+
+
+def _not_messages(path: Path, number: int, found: str) -> DataError:
+    return DataError(
+        say(
+            zh=f'{str(path)!r} 第 {number} 行不是 {{"messages": [{{"role": …, "content": …}}]}}：{found}',
+            en=f'{str(path)!r} line {number} is not {{"messages": [{{"role": …, "content": …}}]}}: {found}',
+        )
+    )
 
 
 def _rows(path: Path, tokenizer: Tokenizer, config: SftConfig, report: Reporter) -> Rows:
