@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from wenfang.cli import main
 from wenfang.engine import Engine, SamplingParams
 from wenfang.model import load_model
-from wenfang.model.decoder import causal
+from wenfang.model.memory import Memory
 
 ASK = "寫一首五言絕句，題為〈秋夜〉。"
 
@@ -52,7 +52,7 @@ def test_transformers_opens_the_poet_without_code_of_ours(finished: Finished) ->
     ids = tokenizer.apply_chat_template([{"role": "user", "content": ASK}], add_generation_prompt=True)["input_ids"]
     with torch.no_grad():
         expected = theirs(torch.tensor([ids])).logits
-        ours = load_model(folder)(torch.tensor([ids]), torch.arange(len(ids))[None], causal)
+        ours = load_model(folder)(torch.tensor([ids]), torch.arange(len(ids))[None], Memory())
     # The same fp32 arithmetic in another order of summation.
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
 
@@ -117,8 +117,8 @@ def test_chat_says_what_the_engine_writes(finished: Finished) -> None:
 MOMENTS = (
     ("corpus", ""),
     ("tokenizer", ""),
-    ("pretrain", "checkpoint.safetensors"),
-    ("sft", "checkpoint.safetensors"),
+    ("pretrain", "checkpoints/*.safetensors"),
+    ("sft", "checkpoints/*.safetensors"),
     ("evaluate", ""),
 )
 """A stage, and the file in its unfinished work that must be there when the run is killed."""
@@ -150,8 +150,8 @@ def test_killed_in_every_stage_it_ends_as_if_nothing_had_happened(
             assert "has no trained model yet" in capfd.readouterr().err
     assert "[3/6] tokenizer (tokenizer.train) unchanged, kept." in said["evaluate", ""]
     # The run that was killed in sft had gone on with the pretraining that was killed before.
-    assert "Continuing from an interrupted run.\n" in said["sft", "checkpoint.safetensors"]
-    assert "resuming from step" in said["sft", "checkpoint.safetensors"]
+    assert "Continuing from an interrupted run.\n" in said["sft", "checkpoints/*.safetensors"]
+    assert "resuming from step" in said["sft", "checkpoints/*.safetensors"]
     stdout, _ = wenfang(place, "run", "tiny.yaml")
     assert states(stdout) == {name: "made" if name == "evaluate" else "kept" for name in STAGES}
     assert contents(place) == contents(finished.place)

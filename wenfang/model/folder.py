@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from wenfang.core.artifact import check_artifact
 from wenfang.core.errors import ModelError
 from wenfang.core.language import say
+from wenfang.core.tensors import write_tensors
 from wenfang.model.config import DecoderConfig
 from wenfang.model.decoder import Decoder
 from wenfang.model.families import Family, family_for, family_of
@@ -48,7 +48,7 @@ def save_model(
         name: weight.detach().to(dtype).contiguous()
         for name, weight in tensor_map(family, model).to_checkpoint(model.state_dict())
     }
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    write_tensors(tensors, folder / WEIGHTS, {"format": "pt"})
     shutil.copymode(folder / "config.json", folder / WEIGHTS)  # The library writes files only their owner can read.
     for name in TOKENIZER_FILES:
         shutil.copyfile(tokenizer / name, folder / name)

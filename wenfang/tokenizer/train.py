@@ -99,7 +99,7 @@ def run(config: TokenizerConfig, out: Path, report: Reporter) -> Summary:
     trained.pre_tokenizer = split
     trained.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     trained.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
-    trained.save(str(out / "tokenizer.json"))
+    (out / "tokenizer.json").write_text(trained.to_str(pretty=True), encoding="utf-8")
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": "<|bos|>",

@@ -7,7 +7,6 @@ architecture and a SHA-256 over both.
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,7 +14,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -23,6 +21,7 @@ from wenfang.core.artifact import sync_folder
 from wenfang.core.errors import ModelError
 from wenfang.core.language import say
 from wenfang.core.report import Reporter
+from wenfang.core.tensors import write_tensors
 
 FOLDER = "checkpoints"
 
@@ -146,10 +145,10 @@ class Checkpoints:
         final = self._path(step)
         partial = final.with_name(final.name + ".partial")
         try:
-            save_file(tensors, partial, metadata | {"sha256": _digest(tensors, metadata)})
-        except SafetensorError as error:
+            write_tensors(tensors, partial, metadata | {"sha256": _digest(tensors, metadata)})
+        except OSError:
             partial.unlink(missing_ok=True)
-            raise _system_error(error, partial) from None
+            raise
         sync_folder(partial)
         partial.replace(final)
         sync_folder(self._folder)
@@ -222,11 +221,3 @@ def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _system_error(error: SafetensorError, path: Path) -> OSError:
-    """The system's refusal behind the library's error, whose text ends in `(os error N)`."""
-    _, _, number = str(error).rpartition("(os error ")
-    digits = number.partition(")")[0]
-    code = int(digits) if digits.isdecimal() else 0
-    return OSError(code, os.strerror(code) if code else str(error), str(path))

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from wenfang.core.errors import WenfangError
 from wenfang.core.language import say
 from wenfang.core.report import Reporter
+from wenfang.core.tensors import write_tensors
 from wenfang.train.checkpoint import Progress
 from wenfang.train.config import TrainConfig
 from wenfang.train.objective import Batch
@@ -79,5 +79,5 @@ class Guard:
         path = self._folder / f"step-{step:08}.safetensors"
         names = batches[0].tensors
         tensors = {name: torch.cat([batch.tensors[name] for batch in batches]) for name in names}
-        save_file(tensors, path, {"step": str(step), "loss": str(loss), "gradient_norm": str(norm)})
+        write_tensors(tensors, path, {"step": str(step), "loss": str(loss), "gradient_norm": str(norm)})
         return path

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from wenfang.core.errors import ModelError
 from wenfang.core.language import say
+from wenfang.core.tensors import write_tensors
 from wenfang.model import Decoder
 from wenfang.model.families import family_for
 from wenfang.model.linear import Linear
@@ -55,7 +56,7 @@ def save_adapter(model: Decoder, folder: Path, config: AdapterConfig, *, base: P
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    write_tensors(tensors, folder / WEIGHTS, {"format": "pt"})
 
 
 def load_adapter(model: Decoder, folder: Path) -> None:
