@@ -205,6 +205,22 @@ def test_embeddings_instead_of_ids_give_the_same_logits(pair: tuple[Decoder, Pre
     close(whole(model, model.embed(ids(2, T), torch.float32)), whole(model, ids(2, T)))
 
 
+@torch.no_grad()
+def test_bf16_activations_stay_near(pair: tuple[Decoder, PreTrainedModel]) -> None:
+    model, _ = pair
+    positions = torch.arange(T).expand(2, -1)
+    half = model.hidden(ids(2, T), positions, Memory(), torch.bfloat16)
+    assert half.dtype == torch.bfloat16
+    exact = model.hidden(ids(2, T), positions, Memory(), torch.float32)
+    # Three layers with 8 bits of mantissa; a router may send a token elsewhere, so the typical error is judged.
+    assert (half - exact).abs().median() < 0.05 * exact.abs().median()
+
+
+def test_parameters_are_counted_as_transformers_does(pair: tuple[Decoder, PreTrainedModel]) -> None:
+    ours, theirs = pair
+    assert ours.config.parameters == theirs.num_parameters()
+
+
 def reach(model: Decoder) -> int:
     """Positions that are turned alike whatever the length of the call: cached keys keep the frequencies of theirs."""
     scalings = [rope.scaling for rope in model.config.ropes if rope and rope.scaling]

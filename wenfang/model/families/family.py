@@ -82,8 +82,8 @@ class Family:
         """Our fields that would not survive being written as this family."""
         try:
             back = self.from_hf(self.to_hf(config))
-        except ModelError as error:
-            return [str(error)]
+        except ModelError:
+            return list(DecoderConfig.model_fields)
         mine, theirs = _comparable(config), _comparable(back)
         return [name for name in mine if not _same(mine[name], theirs[name])]
 
@@ -115,7 +115,7 @@ def _comparable(config: DecoderConfig) -> Values:
         moe["balance"] = moe["balance"] == "bias"  # A bias takes part in the choice; a loss only in training.
         del moe["balance_rate"], moe["capacity"]
         if all(moe["layers"]):
-            del values["hidden"]
+            values["hidden"] = None  # No dense layer has this width.
     return values
 
 
