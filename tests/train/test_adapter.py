@@ -12,12 +12,14 @@ from transformers import AutoModelForCausalLM
 from wenfang.core.errors import InputError, ModelError
 from wenfang.core.report import Reporter
 from wenfang.model import Decoder, DecoderConfig, load_model, save_model
+from wenfang.model.linear import Linear
 from wenfang.model.memory import Memory
 from wenfang.tokenizer import Tokenizer
 from wenfang.train import merge_adapter
 from wenfang.train.adapter import LoraLinear, adapt, merged
 from wenfang.train.config import AdapterConfig, MergeAdapterConfig
-from wenfang.train.peft import load_adapter, save_adapter
+from wenfang.train.frozen import FrozenLinear
+from wenfang.train.peft import load_adapter, save_adapter, their_names
 
 KINDS = [
     AdapterConfig(method="lora", rank=4, alpha=8),
@@ -173,3 +175,28 @@ def test_an_adapter_of_another_model_is_refused(base: Path, tmp_path: Path) -> N
     other = Decoder(DecoderConfig(vocab_size=20, dim=16, layers=2, heads=2, kv_heads=1, head_dim=16, hidden=48))
     with pytest.raises(ModelError, match="shape"):
         load_adapter(other, tmp_path)
+
+
+@pytest.mark.parametrize("form", ["full", "nf4"])
+def test_biases_stay_out_of_the_magnitudes(form: str) -> None:
+    torch.manual_seed(0)
+    base = Linear(8, 6, bias=True)
+    frozen = base if form == "full" else FrozenLinear(base.weight.detach(), base.bias, "nf4")
+    layer = LoraLinear(frozen, rank=2, scale=1.0, dora=True)
+    with torch.no_grad():
+        layer.lora_B.normal_()
+        layer.lora_magnitude.mul_(1.5)
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(layer(x), torch.nn.functional.linear(x, layer.merged(), base.bias))
+
+
+def test_what_peft_cannot_hold_is_refused_before_training() -> None:
+    model = Decoder(
+        DecoderConfig(
+            vocab_size=20, dim=16, layers=1, heads=2, kv_heads=2, head_dim=8, hidden=16, qk_norm=None, family="phi3"
+        )
+    )
+    adapt(model, AdapterConfig(method="lora", rank=2))
+    with pytest.raises(ModelError, match=r"phi3 model 'layers.0.mixer.q_proj' is no tensor of its own"):
+        their_names(model)
+    assert their_names(Decoder(model.config)).keys() == {"layers.0.mixer.o_proj", "layers.0.mlp.down_proj"}

@@ -23,7 +23,7 @@ def test_levels_are_the_published_ones() -> None:
 def test_each_weight_becomes_the_nearest_level(form: str, shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
     weight = torch.randn(shape)
-    restored = FrozenLinear(weight, form).weight
+    restored = FrozenLinear(weight, None, form).weight
     if form == "int8":
         scales = weight.abs().amax(1, keepdim=True) / 127
         assert ((weight - restored).abs() <= scales / 2 + 1e-6).all()
@@ -37,7 +37,7 @@ def test_each_weight_becomes_the_nearest_level(form: str, shape: tuple[int, int]
 def test_memory_at_rest_and_for_the_backward_pass(form: str, bytes_per_weight: float) -> None:
     torch.manual_seed(0)
     dense = Linear(512, 256)
-    frozen = FrozenLinear(dense.weight.detach(), form)
+    frozen = FrozenLinear(dense.weight.detach(), None, form)
     held = sum(buffer.nbytes for buffer in frozen.buffers())
     assert held == pytest.approx(bytes_per_weight * 512 * 256)
     saved: list[torch.Tensor] = []

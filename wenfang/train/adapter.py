@@ -44,7 +44,10 @@ class LoraLinear(nn.Module):
         inputs = F.dropout(x, self.dropout, self.training) if self.dropout else x
         low = F.linear(F.linear(inputs, self.lora_A.to(x.dtype)), self.lora_B.to(x.dtype)) * self.scale
         y = self.base(x) + low
-        return y if self.lora_magnitude is None else y * self._lengths().to(x.dtype)
+        if self.lora_magnitude is None:
+            return y
+        bias = 0.0 if self.base.bias is None else self.base.bias.to(x.dtype)
+        return (y - bias) * self._lengths().to(x.dtype) + bias
 
     @torch.no_grad()
     def merged(self) -> Tensor:
@@ -93,7 +96,7 @@ def adapt(model: Decoder, config: AdapterConfig) -> None:
     for name in names:
         base = model.get_submodule(name)
         assert isinstance(base, Linear)
-        frozen = base if config.base == "full" else FrozenLinear(base.weight, config.base)
+        frozen = base if config.base == "full" else FrozenLinear(base.weight, base.bias, config.base)
         chosen = not config.targets or name.rpartition(".")[2] in config.targets
         model.set_submodule(
             name,
@@ -104,24 +107,35 @@ def adapt(model: Decoder, config: AdapterConfig) -> None:
 
 
 def projections(model: Decoder) -> list[str]:
-    """Names of the projections inside the blocks."""
-    return [name for name, module in model.named_modules() if isinstance(module, Linear) and name.startswith("layers.")]
+    """Names of the projections inside the blocks, adapted or not."""
+    kinds = Linear | LoraLinear | FrozenLinear
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, kinds) and name.startswith("layers.") and not name.endswith(".base")
+    ]
 
 
 @contextmanager
 def merged(model: Decoder) -> Iterator[None]:
     """Within the block the model is a plain one with the adapter merged in; after it, exactly as before."""
-    before = {n: module for n, module in model.named_modules() if isinstance(module, LoraLinear | FrozenLinear)}
-    inner = {f"{name}.base" for name in before}
-    outer = {name: module for name, module in before.items() if name not in inner}
-    for name, module in outer.items():
-        weight_OI = module.merged() if isinstance(module, LoraLinear) else module.weight
-        with torch.device("meta"):
-            plain = Linear(weight_OI.shape[1], weight_OI.shape[0])
-        plain.weight = nn.Parameter(weight_OI, requires_grad=False)
-        model.set_submodule(name, plain)
+    before = {name: model.get_submodule(name) for name in projections(model)}
+    for name, module in before.items():
+        if isinstance(module, LoraLinear):
+            model.set_submodule(name, _plain(module.merged(), module.base.bias))
+        elif isinstance(module, FrozenLinear):
+            model.set_submodule(name, _plain(module.weight, module.bias))
     try:
         yield
     finally:
-        for name, module in outer.items():
+        for name, module in before.items():
             model.set_submodule(name, module)
+
+
+def _plain(weight_OI: Tensor, bias: Tensor | None) -> Linear:
+    with torch.device("meta"):
+        plain = Linear(weight_OI.shape[1], weight_OI.shape[0], bias=bias is not None)
+    plain.weight = nn.Parameter(weight_OI, requires_grad=False)
+    if bias is not None:
+        plain.bias = nn.Parameter(bias, requires_grad=False)
+    return plain

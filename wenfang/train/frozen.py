@@ -52,28 +52,32 @@ def dequantise(codes: Tensor, scales: Tensor, form: Format, shape: tuple[int, in
 
 
 class FrozenLinear(nn.Module):
-    """x · Wᵀ with a quantised W, which is expanded for each product and kept by none.
+    """x · Wᵀ + b with a quantised W, which is expanded for each product and kept by none.
 
     Args:
         weight_OI: what to quantise.
+        bias: b, kept as it is, or None.
         form: the number format.
     """
 
     codes: Tensor
     scales: Tensor
+    bias: Tensor | None
 
-    def __init__(self, weight_OI: Tensor, form: Format) -> None:
+    def __init__(self, weight_OI: Tensor, bias: Tensor | None, form: Format) -> None:
         super().__init__()
         self.form: Format = form
         self.out_features, self.in_features = weight_OI.shape
         codes, scales = quantise(weight_OI, form)
         self.register_buffer("codes", codes)
         self.register_buffer("scales", scales)
+        self.register_buffer("bias", None if bias is None else bias.detach())
 
     def forward(self, x: Tensor) -> Tensor:
         shape = (self.out_features, self.in_features)
         product: Callable[..., Tensor] = _Product.apply
-        return product(x, self.codes, self.scales, self.form, shape)
+        y = product(x, self.codes, self.scales, self.form, shape)
+        return y if self.bias is None else y + self.bias.to(x.dtype)
 
     @property
     def weight(self) -> Tensor:

@@ -16,6 +16,7 @@ from wenfang.core.language import say
 from wenfang.core.tensors import write_tensors
 from wenfang.model import Decoder
 from wenfang.model.families import family_for
+from wenfang.model.families.tensor_map import Rows
 from wenfang.model.linear import Linear
 from wenfang.train.adapter import LoraLinear, projections, scaling
 from wenfang.train.config import AdapterConfig
@@ -30,7 +31,7 @@ UNSUPPORTED = ("modules_to_save", "layers_to_transform", "trainable_token_indice
 
 def save_adapter(model: Decoder, folder: Path, config: AdapterConfig, *, base: Path) -> None:
     """Write the adapter on `model`, which `adapt` put there, so that `peft` opens it on the model in `base`."""
-    theirs = _their_names(model)
+    theirs = their_names(model)
     tensors, targets = dict[str, Tensor](), set[str]()
     for name, module in model.named_modules():
         if isinstance(module, LoraLinear):
@@ -67,7 +68,7 @@ def load_adapter(model: Decoder, folder: Path) -> None:
     """
     settings, tensors = _read(folder)
     by_module: dict[str, dict[str, Tensor]] = {}
-    names = {theirs: ours for ours, theirs in _their_names(model).items()}
+    names = {theirs: ours for ours, theirs in their_names(model).items()}
     for name, tensor in tensors.items():
         suffix = next((s for s in TENSORS if name.endswith(f".{s}")), None)
         module = names.get(name.removeprefix(PREFIX).removesuffix(f".{suffix}")) if suffix else None
@@ -114,12 +115,31 @@ def _patterned(settings: Mapping[str, Any], field: str, name: str, default: obje
     return default
 
 
-def _their_names(model: Decoder) -> dict[str, str]:
-    """Hugging Face's name of each projection inside the blocks, by ours."""
-    links = family_for(model.config).LINKS
-    adapted = [name for name, module in model.named_modules() if isinstance(module, LoraLinear)]
-    names = [*adapted, *(name for name in projections(model) if not name.endswith(".base"))]
-    return {name: next(filter(None, (link.rename(name) for link in links))) for name in names}
+def their_names(model: Decoder) -> dict[str, str]:
+    """Hugging Face's name of each projection inside the blocks that is, or could be, adapted, by ours.
+
+    Raises:
+        ModelError: an adapted projection is no tensor of its own in the model's family, so no PEFT folder can hold it.
+    """
+    family = family_for(model.config)
+    links = family.links(model.config)
+    joined = {part for link in links if not isinstance(link.ours, str) for part in link.ours if len(link.ours) > 1}
+    names: dict[str, str] = {}
+    for name in projections(model):
+        module = model.get_submodule(name)
+        claims = ((link, link.claim(f"{name}.weight", torch.Size((1, 1)))) for link in links)
+        link, claim = next((link, claim) for link, claim in claims if claim is not None)
+        if re.sub(r"\d+", "*", name, count=1) not in joined and link.layout == Rows():
+            names[name] = claim[1].removesuffix(".weight")
+        elif isinstance(module, LoraLinear):
+            raise ModelError(
+                say(
+                    zh=f"{family.model_type} 模型裡 {name!r} 不是獨立的張量，PEFT 裝不下。請用 adapter.targets 避開。",
+                    en=f"In a {family.model_type} model {name!r} is no tensor of its own, so no PEFT adapter can hold "
+                    "it. Leave it out with adapter.targets.",
+                )
+            )
+    return names
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -18,7 +18,7 @@ from wenfang.train.config import SftConfig
 from wenfang.train.loop import train
 from wenfang.train.objective import Rows, next_token
 from wenfang.train.packing import Document, pack
-from wenfang.train.peft import save_adapter
+from wenfang.train.peft import save_adapter, their_names
 
 
 def run(config: SftConfig, out: Path, report: Reporter) -> Summary:
@@ -44,6 +44,7 @@ def run(config: SftConfig, out: Path, report: Reporter) -> Summary:
     task = next_token(training, validation, config)
     torch.manual_seed(config.seed)
     adapt(model, config.adapter)
+    their_names(model)  # Refuse now what could not be written after hours of training.
     summary = train(model, task, config, out, report, label=say(zh="對話微調", en="fine-tuning"))
     if config.adapter.method != "full":
         save_adapter(model, out / "adapter", config.adapter, base=config.model)
