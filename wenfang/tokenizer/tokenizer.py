@@ -89,6 +89,11 @@ class Tokenizer:
         """Number of token ids, special tokens included."""
         return int(self._rust.get_vocab_size(with_added_tokens=True))
 
+    @property
+    def tokens(self) -> list[str]:
+        """Every token as the vocabulary spells it, by id."""
+        return [str(self._rust.id_to_token(id_)) for id_ in range(self.vocab_size)]
+
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text. Never yields a special token, whatever the text says."""
         return list(self._rust.encode(text, add_special_tokens=False).ids)

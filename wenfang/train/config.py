@@ -76,10 +76,17 @@ class TrainConfig(Config):
 
 
 class PretrainConfig(TrainConfig):
-    """Train a decoder from scratch on a corpus."""
+    """Train a decoder on a corpus: a fresh one, or one that exists already."""
 
     corpus: Corpus
-    tokenizer: TokenizerFolder
+    tokenizer: TokenizerFolder | None = None
+    """Needed for a fresh model. For one that exists, its own, or a larger one whose new tokens it is to learn."""
+    model: ModelFolder | None = None
+    """Continue from this model, whose shape then holds; the learning rate warms up again."""
+    replay: Corpus | None = None
+    """What the model knew before: mixed in against forgetting, which is measured on its validation split."""
+    replay_share: float = Field(default=0.1, gt=0, lt=1, allow_inf_nan=False)
+    """Share of the rows that come from `replay`."""
     dim: int = Field(default=256, gt=0)
     """Width of the residual stream."""
     layers: int = Field(default=4, gt=0)
@@ -96,6 +103,18 @@ class PretrainConfig(TrainConfig):
     def _check_heads(self) -> Self:
         if self.heads % self.kv_heads:
             raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+        return self
+
+    @model_validator(mode="after")
+    def _check_start(self) -> Self:
+        if self.model is None and self.tokenizer is None:
+            raise ValueError("give tokenizer for a fresh model, or model to continue from one")
+        if self.model is None and self.replay is not None:
+            raise ValueError("replay is for a model that exists; give model, or leave replay out")
+        shape = {"dim", "layers", "heads", "kv_heads", "head_dim", "hidden", "tie_embeddings"}
+        given = sorted(shape & self.model_fields_set)
+        if self.model is not None and given:
+            raise ValueError(f"{given[0]} is the model's own when model is given; leave it out")
         return self
 
 

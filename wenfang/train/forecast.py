@@ -18,7 +18,9 @@ USUAL_VOCABULARY = 8192
 
 def forecast_pretrain(config: PretrainConfig) -> Forecast:
     """Time, peak memory and disk of pretraining."""
-    vocab_size = _vocabulary(config.tokenizer / "tokenizer.json")
+    if config.model is not None:
+        return _forecast(config, _shape(config.model))
+    vocab_size = _vocabulary(config.tokenizer / "tokenizer.json") if config.tokenizer else USUAL_VOCABULARY
     shape = DecoderConfig(
         vocab_size=vocab_size,
         context=config.context,
@@ -29,17 +31,22 @@ def forecast_pretrain(config: PretrainConfig) -> Forecast:
 
 def forecast_sft(config: SftConfig) -> Forecast:
     """Time, peak memory and disk of fine-tuning; of a usual small model where the base does not exist yet."""
-    from wenfang.core.errors import InputError
-    from wenfang.model.folder import load_config
-
-    try:
-        shape = load_config(config.model)
-    except InputError:
-        shape = DecoderConfig(vocab_size=USUAL_VOCABULARY)
+    shape = _shape(config.model)
     if config.adapter.method == "full":
         return _forecast(config, shape)
     # Frozen weights have no gradient, moments or copy in a checkpoint; the dense ones are there before and after.
     return _forecast(config, shape, bytes_per_weight=4 * 2)
+
+
+def _shape(folder: Path) -> DecoderConfig:
+    """The architecture in a folder, or that of a usual small model where there is none yet."""
+    from wenfang.core.errors import InputError
+    from wenfang.model.folder import load_config
+
+    try:
+        return load_config(folder)
+    except InputError:
+        return DecoderConfig(vocab_size=USUAL_VOCABULARY)
 
 
 def _forecast(config: TrainConfig, shape: DecoderConfig, *, bytes_per_weight: int = 4 * 5) -> Forecast:

@@ -17,7 +17,7 @@ from wenfang.train.dropout import add_dropout
 from wenfang.train.guard import Guard
 from wenfang.train.interruption import Interruption
 from wenfang.train.meter import Meter
-from wenfang.train.objective import Batch, Objective, Task
+from wenfang.train.objective import Batch, Dataset, Objective, Task
 from wenfang.train.optimizer import clip_gradients, make_optimizers
 from wenfang.train.packing import batch_rows
 from wenfang.train.schedule import rate, set_rate
@@ -164,16 +164,10 @@ class _Run:
     def _validate(self) -> bool:
         """Measure on the validation data; returns whether that is the best so far."""
         progress, data = self._progress, self._task.validation
-        total, count = 0.0, 0
         if self._config.dropout:  # Otherwise the mode changes nothing but the compiled graph.
             self._model.eval()
-        # With gradients on, this is the graph already compiled for training; without, a second compilation.
-        for number in range(VALIDATION_BATCHES):
-            batch = data.batch(batch_rows(len(data), self._config.batch, number, seed=0))
-            loss = self._measure(self._model, **batch.tensors).total
-            total, count = total + float(loss.detach()), count + batch.count
+        nats = progress.validation_loss = mean_loss(self._measure, self._model, data, self._config.batch)
         self._model.train()
-        nats = progress.validation_loss = total / max(count, 1)
         bits = Meter(0.0, data.characters_per_token, []).bits(nats)
         named = {f"validation_{name}": value for name, value in ({"loss": nats} | bits).items()}
         self._report.metric(step=progress.step, **named)
@@ -187,6 +181,16 @@ class _Run:
     def _stopped(self) -> bool:
         patience = self._config.patience
         return bool(patience) and self._progress.waited >= patience
+
+
+def mean_loss(measure: Objective, model: Decoder, data: Dataset, batch: int) -> float:
+    """Mean loss on a fixed sample of rows."""
+    total, count = 0.0, 0
+    # With gradients on, this is the graph already compiled for training; without, a second compilation.
+    for number in range(VALIDATION_BATCHES):
+        rows = data.batch(batch_rows(len(data), batch, number, seed=0))
+        total, count = total + float(measure(model, **rows.tensors).total.detach()), count + rows.count
+    return total / max(count, 1)
 
 
 def _can_compile(config: TrainConfig, report: Reporter) -> bool:

@@ -1,7 +1,7 @@
 """Documents into rows of fixed length, best fit first, so that almost no position is wasted."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,15 @@ class Packed:
 
     def __len__(self) -> int:
         return len(self.ids_NT)
+
+    def take(self, rows: NDArray[np.int64]) -> "Packed":
+        """The given rows, as often as they are given."""
+        return Packed(self.ids_NT[rows], self.targets_NT[rows], self.documents_NT[rows], self.positions_NT[rows])
+
+    def joined(self, other: "Packed") -> "Packed":
+        """These rows and then those of `other`, which are as long."""
+        pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+        return Packed(*(np.concatenate(pair) for pair in pairs))
 
     @property
     def waste(self) -> float:
