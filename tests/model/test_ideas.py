@@ -24,6 +24,7 @@ from wenfang.model.memory import AttentionSpec, Memory, Sight, attention
 from wenfang.model.parts import MlaConfig, MoeConfig, RopeConfig, YarnScaling
 from wenfang.model.position import rotation, sinusoids
 from wenfang.train.loss import cross_entropy_sum
+from wenfang.train.packing import IGNORED
 
 SMALL = DecoderConfig(vocab_size=53, dim=24, layers=2, heads=4, kv_heads=2, head_dim=8, hidden=32, context=32)
 MOE = MoeConfig(experts=6, active=2, hidden=20)
@@ -156,6 +157,25 @@ def test_a_block_ahead_reads_exactly_one_token_more() -> None:
     for depth, (before, after) in enumerate(zip(states(ids), states(changed), strict=True), start=1):
         moved = (before - after)[0].abs().amax(-1) > 1e-6
         assert moved.tolist()[: 9 - depth] == [t >= 5 - depth for t in range(9 - depth)]
+
+
+def test_training_ahead_stays_within_each_document() -> None:
+    model = random_decoder(SMALL.model_copy(update={"ahead": 1}))
+    row = torch.randint(0, 53, (1, 12))
+    targets, documents = row.roll(-1, 1), torch.tensor([[0] * 5 + [1] * 7])
+    targets[0, [4, 11]] = IGNORED
+    positions = torch.tensor([[*range(5), *range(7)]])
+    with torch.no_grad():
+        plain = cross_entropy_sum(model, row, targets, documents, positions, torch.float32)
+    together = cross_entropy_sum(model, row, targets, documents, positions, torch.float32)
+    expected = torch.zeros(())
+    for document in (row[:, :5], row[:, 5:]):
+        steps = torch.arange(document.shape[1])[None]
+        states = model.hidden(document, steps, Memory(), torch.float32)
+        ahead = next(model.look_ahead(states, document, steps, Memory()))
+        logits = model.logits(ahead)[0, :-2]
+        expected = expected + torch.nn.functional.cross_entropy(logits, document[0, 2:], reduction="sum")
+    torch.testing.assert_close(together - plain, 0.3 * expected, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()

@@ -142,6 +142,7 @@ class _Run:
         if not applied:
             self._meter.restart()
             return say(zh="略過", en="skipped")
+        self._model.rebalance_experts()
         progress.seconds += self._meter.add(loss, metrics, sum(batch.tokens for batch in batches))
         return self._meter.note()
 

@@ -9,6 +9,9 @@ from wenfang.model import Decoder
 from wenfang.model.memory import AttentionSpec, Memory, attention_products
 from wenfang.train.packing import IGNORED
 
+AHEAD_WEIGHT = 0.3
+"""Weight of multi-token prediction beside the next token (DeepSeek-V3 2024, section 4.2)."""
+
 
 class _Rows(Memory):
     """Packed rows. Our own kernel never computes what a document does not see; where the processor cannot run it, plain
@@ -43,10 +46,37 @@ def cross_entropy_sum(
     multiple of log² of the softmax's normaliser (PaLM, Chowdhery et al. 2022).
     """
     memory = _Rows(documents_BT, positions_BT)
-    logits_NV = model.logits(model.hidden(ids_BT, positions_BT, memory, dtype)).float().flatten(0, 1)
+    states_BTD = model.hidden(ids_BT, positions_BT, memory, dtype)
+    logits_NV = model.logits(states_BTD).float().flatten(0, 1)
     targets_N = targets_BT.flatten()
     nats = F.cross_entropy(logits_NV, targets_N, ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing)
     if z_loss:
         normaliser_N = logits_NV.logsumexp(-1)
         nats = nats + z_loss * normaliser_N.square().masked_fill(targets_N == IGNORED, 0.0).sum()
+    if torch.is_grad_enabled() and len(model.ahead):
+        nats = nats + AHEAD_WEIGHT * _ahead_nats(
+            model, states_BTD, ids_BT, targets_BT, documents_BT, positions_BT, memory
+        )
     return nats + sum(memory.losses) * (targets_BT != IGNORED).sum() if memory.losses else nats
+
+
+def _ahead_nats(
+    model: Decoder,
+    states_BTD: Tensor,
+    ids_BT: Tensor,
+    targets_BT: Tensor,
+    documents_BT: Tensor,
+    positions_BT: Tensor,
+    memory: Memory,
+) -> Tensor:
+    """The same sum for the tokens after the next, mean over the depths, within each document."""
+    depths_NATS = []
+    for depth, ahead_BTD in enumerate(model.look_ahead(states_BTD, ids_BT, positions_BT, memory), start=1):
+        same_BT = documents_BT.roll(-depth, 1) == documents_BT
+        same_BT[:, -depth:] = False
+        later_BT = targets_BT.roll(-depth, 1).masked_fill(~same_BT, IGNORED)
+        logits_BTV = model.logits(ahead_BTD).float()
+        depths_NATS.append(
+            F.cross_entropy(logits_BTV.flatten(0, 1), later_BT.flatten(), ignore_index=IGNORED, reduction="sum")
+        )
+    return torch.stack(depths_NATS).mean()
