@@ -121,6 +121,8 @@ class Memory:
         self.documents_BT = documents_BT
         self.losses: list[Tensor] = []
         """What layers ask training to minimise besides the likelihood, per token."""
+        self.first_values_BTE: Tensor | None = None
+        """Values of the call's first RWKV-7 layer, which its later ones mix in."""
         self._sight: Sight | None = None
 
     def attend(self, layer: int, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTV: Tensor, spec: AttentionSpec) -> Tensor:
