@@ -41,6 +41,16 @@ LONGROPE = {
     "rope_type": "longrope", "short_factor": [1.0, 1.3], "long_factor": [2.0, 3.5], "rope_theta": 100.0,
     "partial_rotary_factor": 0.7,
 }  # fmt: skip
+# Recurrent layers normalise what they read from their state. Where that is near zero, a small ε amplifies rounding so
+# much that `transformers` differs from itself by 1e-3 between its cached and its parallel form; a large ε does not.
+MAMBA2 = {
+    "num_heads": 6, "head_dim": 8, "n_groups": 2, "state_size": 5, "chunk_size": 8, "layer_norm_epsilon": 0.01,
+}  # fmt: skip
+DELTANET = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"], "head_dim": 8,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 6, "linear_value_head_dim": 10,
+    "rms_norm_eps": 0.01,
+}  # fmt: skip
 GEMMA3_ROPES = {
     SLIDING: {"rope_type": "default", "rope_theta": 30.0},
     FULL: {"rope_type": "linear", "factor": 8.0, "rope_theta": 900.0},
@@ -99,6 +109,11 @@ CASES: dict[str, dict[str, Any]] = {
                           "activation_function": "relu2"},
     "bloom": {"model_type": "bloom"},
     "bloom-3-heads": {"model_type": "bloom", "num_attention_heads": 3, "tie_word_embeddings": False},
+    "mamba2": {"model_type": "mamba2", **MAMBA2},
+    "mamba2-no-conv-bias": {"model_type": "mamba2", **MAMBA2, "n_groups": 1, "use_conv_bias": False, "conv_kernel": 3},
+    "qwen3_next": {"model_type": "qwen3_next", **DELTANET, **EXPERTS, "shared_expert_intermediate_size": 28},
+    "qwen3_next-dense": {"model_type": "qwen3_next", **DELTANET, "mlp_only_layers": [0, 1, 2], "head_dim": 16,
+                         "linear_num_value_heads": 2, "tie_word_embeddings": True},
     "mpt": {"model_type": "mpt", "max_seq_len": 32, "attn_config": {"clip_qkv": 0.8}},
     "mpt-6-heads": {"model_type": "mpt", "max_seq_len": 32, "num_attention_heads": 6,
                     "attn_config": {"softmax_scale": 0.3}},

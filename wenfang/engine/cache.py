@@ -17,7 +17,7 @@ class SlotCache:
         config, dtype = model.config, model.embed_tokens.weight.dtype
         self.keys_SGCK: dict[int, Tensor] = {}
         self.values_SGCV: dict[int, Tensor] = {}
-        self.states: dict[int, State] = {}
+        self.states: dict[str, State] = {}
         heads, key_width, value_width = config.kv_shape()
         for layer in config.attention_layers:
             self.keys_SGCK[layer] = torch.zeros(slots, heads, config.context, key_width, dtype=dtype)
@@ -46,11 +46,11 @@ class SlotCache:
         """For one new token per sequence."""
         return _Slots(self, slots_N, positions_N[:, None])
 
-    def keep(self, layer: int, slots_N: Tensor, state: State) -> None:
+    def keep(self, place: str, slots_N: Tensor, state: State) -> None:
         """Store the recurrent states of some slots."""
-        if layer not in self.states:
-            self.states[layer] = tuple(part.new_zeros(self._slots, *part.shape[1:]) for part in state)
-        for kept, part in zip(self.states[layer], state, strict=True):
+        if place not in self.states:
+            self.states[place] = tuple(part.new_zeros(self._slots, *part.shape[1:]) for part in state)
+        for kept, part in zip(self.states[place], state, strict=True):
             kept[slots_N] = part
 
 
@@ -75,13 +75,13 @@ class _Slots(Memory):
             values_NGCV = keys_NGCK[..., : spec.latent]
         return attention(q_NHTK, keys_NGCK, values_NGCV, self.sight(q_NHTK), spec)
 
-    def recall(self, layer: int) -> State | None:
+    def recall(self, place: str) -> State | None:
         if self._fresh:
             return None
-        return tuple(part.index_select(0, self._slots_N) for part in self._cache.states[layer])
+        return tuple(part.index_select(0, self._slots_N) for part in self._cache.states[place])
 
-    def keep(self, layer: int, state: State) -> None:
-        self._cache.keep(layer, self._slots_N, state)
+    def keep(self, place: str, state: State) -> None:
+        self._cache.keep(place, self._slots_N, state)
 
     def _write(self, kept_SGCK: Tensor, new_NGTK: Tensor) -> Tensor:
         """Put the new positions into their slots and return all that those hold up to the longest."""

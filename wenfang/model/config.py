@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from wenfang.core.config import Config
+from wenfang.model.mixers.config import GatedDeltaNetConfig, Mamba2Config, Rwkv7Config, TttConfig
 from wenfang.model.parts import Count, MlaConfig, MoeConfig, Pattern, Positive, RopeConfig, T
 
 Mixer = Literal["attention", "mamba2", "gated_deltanet", "rwkv7", "ttt"]
@@ -24,8 +25,8 @@ class DecoderConfig(Config):
     kv_heads: Count = 2
     """Key/value heads; divides `heads` (GQA, Ainslie et al. 2023)."""
     head_dim: int = Field(default=64, gt=0, multiple_of=2)
-    hidden: Count = 768
-    """Width inside the dense feed-forward."""
+    hidden: int = Field(default=768, ge=0)
+    """Width inside the dense feed-forward; 0 for blocks without one (Mamba-2)."""
     context: Count = 256
     """Longest sequence in tokens."""
     family: str | None = None
@@ -33,6 +34,10 @@ class DecoderConfig(Config):
 
     mixers: Pattern[Mixer] = ("attention",)
     """What carries information between positions, by layer."""
+    mamba2: Mamba2Config = Mamba2Config()
+    gated_deltanet: GatedDeltaNetConfig = GatedDeltaNetConfig()
+    rwkv7: Rwkv7Config = Rwkv7Config()
+    ttt: TttConfig = TttConfig()
 
     # Positions
     ropes: Pattern[RopeConfig | None] = (RopeConfig(),)
@@ -68,6 +73,8 @@ class DecoderConfig(Config):
     gated: bool = True
     """Multiply the activation by a second projection: SwiGLU with silu, GeGLU with gelu (Shazeer 2020)."""
     mlp_bias: bool = False
+    token_shift: bool = False
+    """Feed-forwards read each position mixed with the one before (RWKV)."""
     moe: MoeConfig | None = None
     """Experts instead of the dense feed-forward."""
 
@@ -100,6 +107,8 @@ class DecoderConfig(Config):
             raise ValueError(f"with mla, kv_heads ({self.kv_heads}) must be heads ({self.heads})")
         if self.mla and self.mla.rope_dim >= self.head_dim:
             raise ValueError(f"mla.rope_dim ({self.mla.rope_dim}) must be less than head_dim ({self.head_dim})")
+        if self.token_shift and self.moe:
+            raise ValueError("token_shift and moe exclude each other")
         if self.norm == "rms" and self.norm_bias:
             raise ValueError("norm_bias needs norm=layer")
         return self

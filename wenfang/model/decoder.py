@@ -4,27 +4,22 @@ Shapes in names: B batch, T time, D model width, V vocabulary. Weights are kept 
 dtype where they are used, so training in bf16 needs no autocast and inference may simply convert the whole module.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wenfang.core.errors import ModelError
-from wenfang.core.language import say
-from wenfang.model.attention import make_attention
-from wenfang.model.config import DecoderConfig, Mixer
+from wenfang.model.config import DecoderConfig
 from wenfang.model.experts import Experts
 from wenfang.model.feedforward import FeedForward
 from wenfang.model.linear import Linear
 from wenfang.model.memory import Memory
+from wenfang.model.mixers.make import make_mixer
+from wenfang.model.mixers.recurrent import RecurrentMixer
+from wenfang.model.mixers.rwkv7 import ShiftedFeedForward
 from wenfang.model.norm import make_norm
 from wenfang.model.position import Rotation, rotation, sinusoids
-
-MIXERS: dict[Mixer, Callable[[DecoderConfig, int], nn.Module]] = {"attention": make_attention}
-"""Sequence mixers: built from the config and the layer's number; called with x_BTD, the memory and the rotation of
-the positions (None without rotary embedding), they return y_BTD."""
 
 
 class Block(nn.Module):
@@ -33,16 +28,17 @@ class Block(nn.Module):
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
         pre, post = config.norm_placement != "post", config.norm_placement != "pre"
-        moe = config.experts(layer)
         self.mixer_norm = make_norm(config) if pre else nn.Identity()
-        self.mixer = _make_mixer(config, layer)
+        self.mixer = make_mixer(config, layer)
         self.mixer_post_norm = make_norm(config) if post else nn.Identity()
-        self.mlp_norm = make_norm(config) if pre else nn.Identity()
-        self.mlp = Experts(config, moe) if moe else FeedForward(config, config.hidden)
-        self.mlp_post_norm = make_norm(config) if post else nn.Identity()
+        self.mlp = _make_feed_forward(config, layer)
+        self.mlp_norm = make_norm(config) if pre and self.mlp else nn.Identity()
+        self.mlp_post_norm = make_norm(config) if post and self.mlp else nn.Identity()
 
     def forward(self, x_BTD: Tensor, memory: Memory, rotation: Rotation | None) -> Tensor:
         x_BTD = x_BTD + self.mixer_post_norm(self.mixer(self.mixer_norm(x_BTD), memory, rotation))
+        if self.mlp is None:
+            return x_BTD
         return x_BTD + self.mlp_post_norm(self.mlp(self.mlp_norm(x_BTD), memory))
 
 
@@ -93,6 +89,9 @@ class Decoder(nn.Module):
                 weight.normal_(0.0, std)
         if not self.config.tie_embeddings:
             self.lm_head.weight.zero_()
+        for module in self.modules():
+            if isinstance(module, RecurrentMixer | ShiftedFeedForward):
+                module.initialise()
 
     def embed(self, ids_BT: Tensor, dtype: torch.dtype) -> Tensor:
         """The tokens' embeddings x_BTD, to which `hidden` adds what depends on positions."""
@@ -156,10 +155,10 @@ class Decoder(nn.Module):
         ]
 
 
-def _make_mixer(config: DecoderConfig, layer: int) -> Any:
-    name = config.mixer(layer)
-    if name not in MIXERS:
-        raise ModelError(
-            say(zh=f"第 {layer} 層 mixers={name!r} 尚不支援。", en=f"Layer {layer}: mixers={name!r} is not supported.")
-        )
-    return MIXERS[name](config, layer)
+def _make_feed_forward(config: DecoderConfig, layer: int) -> nn.Module | None:
+    moe = config.experts(layer)
+    if moe is not None:
+        return Experts(config, moe)
+    if not config.hidden:
+        return None
+    return ShiftedFeedForward(config, layer) if config.token_shift else FeedForward(config, config.hidden)

@@ -129,12 +129,13 @@ class Memory:
         """Context_BHTV of the call's queries over all keys that they may see, the call's own included."""
         return attention(q_BHTK, k_BGTK, v_BGTV, self.sight(q_BHTK), spec)
 
-    def recall(self, layer: int) -> State | None:
-        """The state a recurrent mixer kept in the last call; None at the beginning of the sequences."""
+    def recall(self, place: str) -> State | None:
+        """The state that a recurrent part of the decoder kept in the last call; None at the beginning of the
+        sequences."""
         return None
 
-    def keep(self, layer: int, state: State) -> None:
-        """Store a recurrent mixer's state after the last position of this call."""
+    def keep(self, place: str, state: State) -> None:
+        """Store the state of a recurrent part after the last position of this call."""
 
     def sight(self, q_BHTK: Tensor) -> Sight:
         """What the queries of this call see."""

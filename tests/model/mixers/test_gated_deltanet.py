@@ -34,7 +34,7 @@ def test_same_outputs_as_transformers(key_heads: int, value_heads: int, length: 
     state, repeats = theirs.state_dict(), value_heads // key_heads
     q, k, v, z = by_kind(state.pop("in_proj_qkvz.weight"), key_heads, [6, 6, 10 * repeats, 10 * repeats])
     beta, alpha = by_kind(state.pop("in_proj_ba.weight"), key_heads, [repeats, repeats])
-    state |= {"qkv_proj.weight": torch.cat((q, k, v)), "z_proj.weight": z}
+    state |= {"q_proj.weight": q, "k_proj.weight": k, "v_proj.weight": v, "z_proj.weight": z}
     state |= {"beta_proj.weight": beta, "alpha_proj.weight": alpha}
     state |= {"norm_weight": state.pop("norm.weight"), "o_proj.weight": state.pop("out_proj.weight")}
     ours.load_state_dict(state)

@@ -48,7 +48,7 @@ def test_same_outputs_as_the_authors(layer: int, official: ModuleType) -> None:
             layer, HEADS, HEAD_DIM, x_TD, before_D, first_TD.clone(), memory_HKK.transpose(1, 2),
             *(ours.shifts[name] for name in "rwkvag"),
             *low_rank(ours.decay), *low_rank(ours.rate), *value, ours.gate.down.weight.T, ours.gate.up.weight.T,
-            ours.k_k, ours.k_a, ours.r_k,
+            ours.k_k, ours.k_a, ours.r_k.flatten(),
             *(projection.weight.T for projection in (ours.r_proj, ours.k_proj, ours.v_proj, ours.o_proj)),
             ours.norm_weight, ours.norm_bias,
         )  # fmt: skip

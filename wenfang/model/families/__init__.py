@@ -12,6 +12,7 @@ from wenfang.model.families import (
     gemma3,
     gpt2,
     llama,
+    mamba2,
     mistral,
     mixtral,
     mpt,
@@ -20,6 +21,8 @@ from wenfang.model.families import (
     qwen2,
     qwen3,
     qwen3_moe,
+    qwen3_next,
+    rwkv7,
     smollm3,
 )
 from wenfang.model.families.family import Family
@@ -45,6 +48,9 @@ FAMILIES: dict[str, Family] = {
         gpt2.FAMILY,
         bloom.FAMILY,
         mpt.FAMILY,
+        mamba2.FAMILY,
+        qwen3_next.FAMILY,
+        rwkv7.FAMILY,
     )
 }
 """The first that can hold an architecture is the one it is written as, unless the config prefers another."""

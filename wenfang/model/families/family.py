@@ -108,6 +108,8 @@ def shortest(pattern: Sequence[T]) -> tuple[T, ...]:
 def _comparable(config: DecoderConfig) -> Values:
     """What decides a model's outputs, patterns laid out over the layers."""
     values = config.model_dump(exclude={"family"})
+    for name in {"mamba2", "gated_deltanet", "rwkv7", "ttt"} - set(config.mixers):
+        del values[name]
     for name in ("mixers", "ropes", "windows"):
         values[name] = [values[name][layer % len(values[name])] for layer in range(config.layers)]
     if moe := values["moe"]:

@@ -78,8 +78,8 @@ class Link:
     """Modules of ours and the checkpoint's module that holds the same numbers.
 
     `*` stands for a layer's number. A single module of ours brings all that lies below it, under the same names;
-    several are parts of one tensor. `#` in `theirs` stands for an expert: such a link knows tensors that hold the
-    matrices of all experts, and no others.
+    several are parts of one tensor. `#` in `theirs` stands for an expert: such a link knows only tensors that hold the
+    matrices of all experts.
     """
 
     ours: str | tuple[str, ...]
@@ -87,11 +87,12 @@ class Link:
     layout: Layout = Rows()
 
     def claim(self, name: str, shape: torch.Size) -> tuple[tuple[str, ...], str] | None:
-        """Our tensors that share a tensor of the checkpoint, `name` the first of them, and its name; None where this
+        """Our tensors that share a tensor of the checkpoint, `name` one of them, and its name; None where this
         link says nothing about `name`."""
         modules = (self.ours,) if isinstance(self.ours, str) else self.ours
-        match = re.fullmatch(re.escape(modules[0]).replace(r"\*", r"(?P<layer>\d+)") + r"(?P<rest>\..+)?", name)
-        if match is None or ("#" in self.theirs) != (len(shape) == 3):
+        patterns = (re.escape(module).replace(r"\*", r"(?P<layer>\d+)") + r"(?P<rest>\..+)?" for module in modules)
+        match = next(filter(None, (re.fullmatch(pattern, name) for pattern in patterns)), None)
+        if match is None or ("#" in self.theirs and len(shape) != 3):
             return None
         layer = match.groupdict().get("layer") or ""
         rest = match["rest"] or ""

@@ -52,7 +52,8 @@ class GatedDeltaNet(RecurrentMixer):
         super().__init__(layer)
         self.config, self.norm_eps = config, norm_eps
         self.keys, self.values = config.key_heads * config.key_dim, config.value_heads * config.value_dim
-        self.qkv_proj = Linear(dim, 2 * self.keys + self.values)
+        self.q_proj, self.k_proj = Linear(dim, self.keys), Linear(dim, self.keys)
+        self.v_proj = Linear(dim, self.values)
         self.z_proj = Linear(dim, self.values)
         self.beta_proj = Linear(dim, config.value_heads)
         self.alpha_proj = Linear(dim, config.value_heads)
@@ -73,7 +74,8 @@ class GatedDeltaNet(RecurrentMixer):
     def mix(self, x_BTD: Tensor, state: State | None, documents_BT: Tensor | None) -> tuple[Tensor, State]:
         past_BQC, memory_BHKV = (None, None) if state is None else state
         runs_BT, config = runs(documents_BT), self.config
-        channels_BTC, past_BQC = self.conv1d(self.qkv_proj(x_BTD), past_BQC, runs_BT)
+        qkv_BTC = torch.cat((self.q_proj(x_BTD), self.k_proj(x_BTD), self.v_proj(x_BTD)), -1)
+        channels_BTC, past_BQC = self.conv1d(qkv_BTC, past_BQC, runs_BT)
         q_BTE, k_BTE, v_BTE = channels_BTC.float().split((self.keys, self.keys, self.values), -1)
         repeats = config.value_heads // config.key_heads
         q_BTHK, k_BTHK = (

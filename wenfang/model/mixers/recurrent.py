@@ -18,12 +18,12 @@ class RecurrentMixer(nn.Module):
 
     def __init__(self, layer: int) -> None:
         super().__init__()
-        self.layer = layer
+        self.place = f"{layer}.mixer"
 
     def forward(self, x_BTD: Tensor, memory: Memory, _rotation: object = None) -> Tensor:
         """y_BTD, with the state recalled from and kept in `memory`."""
-        y_BTD, state = self.mix(x_BTD, memory.recall(self.layer), memory.documents_BT)
-        memory.keep(self.layer, state)
+        y_BTD, state = self.mix(x_BTD, memory.recall(self.place), memory.documents_BT)
+        memory.keep(self.place, state)
         return y_BTD
 
     def mix(self, x_BTD: Tensor, state: State | None, documents_BT: Tensor | None) -> tuple[Tensor, State]:

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wenfang.model.config import DecoderConfig
+from wenfang.model.feedforward import FeedForward
 from wenfang.model.linear import Linear
 from wenfang.model.memory import Memory, State
 from wenfang.model.mixers.config import Rwkv7Config
@@ -59,9 +61,11 @@ class LowRank(nn.Module):
         return y if self.bias is None else y + self.bias.to(x.dtype)
 
     @torch.no_grad()
-    def set_bias(self, bias: Tensor) -> None:
-        """Give the bias fresh values."""
-        if self.bias is not None:
+    def initialise(self, bias: Tensor | None = None) -> None:
+        """Begin as the bias alone."""
+        self.down.weight.zero_()
+        self.up.weight.normal_(0.0, 0.1 * self.up.in_features**-0.5)
+        if self.bias is not None and bias is not None:
             self.bias.copy_(bias)
 
 
@@ -78,7 +82,7 @@ class Rwkv7(RecurrentMixer):
 
     def __init__(self, config: Rwkv7Config, *, dim: int, layer: int, layers: int, first: bool) -> None:
         super().__init__(layer)
-        self.config, self.dim, self.layers, self.first = config, dim, layers, first
+        self.config, self.dim, self.layer, self.layers, self.first = config, dim, layer, layers, first
         inner = config.heads * config.head_dim
         self.shifts = nn.ParameterDict({name: torch.zeros(dim) for name in SHIFTED})
         self.r_proj, self.k_proj, self.v_proj = (Linear(dim, inner) for _ in range(3))
@@ -86,7 +90,8 @@ class Rwkv7(RecurrentMixer):
         self.rate = LowRank(dim, config.rate_rank, inner, nn.Identity())
         self.value = None if first else LowRank(dim, config.value_rank, inner, nn.Identity())
         self.gate = LowRank(dim, config.gate_rank, inner, nn.Sigmoid(), bias=False)
-        self.k_k, self.k_a, self.r_k = (nn.Parameter(torch.zeros(inner)) for _ in range(3))
+        self.k_k, self.k_a = nn.Parameter(torch.zeros(inner)), nn.Parameter(torch.zeros(inner))
+        self.r_k = nn.Parameter(torch.zeros(config.heads, config.head_dim))
         self.norm_weight, self.norm_bias = nn.Parameter(torch.ones(inner)), nn.Parameter(torch.zeros(inner))
         self.o_proj = Linear(inner, dim)
 
@@ -100,10 +105,12 @@ class Rwkv7(RecurrentMixer):
         line_E = torch.linspace(0.0, 1.0, len(self.k_k))
         head_K = torch.linspace(-1.0, 1.0, self.config.head_dim)
         zigzag_E = (head_K * head_K.abs()).repeat(self.config.heads)
-        self.decay.set_bias(-5.5 + 6.0 * line_E ** (1.0 + depth**0.3) + 2.5 * zigzag_E)
-        self.rate.set_bias(-0.19 + 0.3 * zigzag_E + 0.4 * (line_E - 0.5))
+        self.decay.initialise(-5.5 + 6.0 * line_E ** (1.0 + depth**0.3) + 2.5 * zigzag_E)
+        self.rate.initialise(-0.19 + 0.3 * zigzag_E + 0.4 * (line_E - 0.5))
         if self.value is not None:
-            self.value.set_bias(0.73 - 0.4 * (line_E - 0.5))
+            self.value.initialise(0.73 - 0.4 * (line_E - 0.5))
+        self.gate.initialise()
+        self.k_proj.weight.normal_(0.0, 0.1 * self.dim**-0.5)
         self.k_k.copy_(0.71 - 0.1 * (line_E - 0.5))
         self.k_a.fill_(1.02)
         self.r_k.fill_(-0.04)
@@ -112,9 +119,9 @@ class Rwkv7(RecurrentMixer):
 
     def forward(self, x_BTD: Tensor, memory: Memory, _rotation: object = None) -> Tensor:
         y_BTD, state, first_BTE = self.mix_values(
-            x_BTD, memory.recall(self.layer), memory.documents_BT, memory.first_values_BTE
+            x_BTD, memory.recall(self.place), memory.documents_BT, memory.first_values_BTE
         )
-        memory.keep(self.layer, state)
+        memory.keep(self.place, state)
         memory.first_values_BTE = first_BTE
         return y_BTD
 
@@ -131,7 +138,7 @@ class Rwkv7(RecurrentMixer):
         delta_BTD = before_BTD - x_BTD
         xr, xw, xk, xv, xa, xg = (x_BTD + delta_BTD * self.shifts[name].to(x_BTD.dtype) for name in SHIFTED)
         r_BTE, k_BTE, v_BTE = self.r_proj(xr), self.k_proj(xk), self.v_proj(xv)
-        first_BTE = v_BTE if first_BTE is None else first_BTE
+        first_BTE = v_BTE if self.first or first_BTE is None else first_BTE
         if self.value is not None:
             v_BTE = torch.lerp(v_BTE, first_BTE, self.value(xv).sigmoid())
         log_BTE = LOG_STRONGEST * self.decay(xw).float().sigmoid()
@@ -148,7 +155,7 @@ class Rwkv7(RecurrentMixer):
             r_BTHK, log_BTHK, k_BTHK, v_BTHK, -removed_BTHK, removed_BTHK * rate_BTHK, memory_BHKK, runs_BT
         )
         o_BTE = self._normed(o_BTHK)
-        bonus_BTH1 = (r_BTHK * k_BTHK * self.r_k.float().unflatten(0, (heads, -1))).sum(-1, keepdim=True)
+        bonus_BTH1 = (r_BTHK * k_BTHK * self.r_k.float()).sum(-1, keepdim=True)
         o_BTE = (o_BTE + (bonus_BTH1 * v_BTHK).flatten(-2)).to(x_BTD.dtype) * self.gate(xg)
         return self.o_proj(o_BTE), Rwkv7State(past_B1D, memory_BHKK), first_BTE
 
@@ -195,6 +202,27 @@ class Rwkv7(RecurrentMixer):
         """Each head's output with mean 0 and variance 1, then a weight and a bias per channel: o_BTE."""
         o_BTE = F.layer_norm(o_BTHK, o_BTHK.shape[-1:], eps=self.config.norm_eps).flatten(-2)
         return o_BTE * self.norm_weight.float() + self.norm_bias.float()
+
+
+class ShiftedFeedForward(FeedForward):
+    """A feed-forward that reads each position mixed with the one before (RWKV's channel mix)."""
+
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
+        super().__init__(config, config.hidden)
+        self.place, self.rest = f"{layer}.mlp", 1.0 - layer / config.layers
+        self.shift = nn.Parameter(torch.zeros(config.dim))
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """The mix graded over channels and depth, as in the authors' training code."""
+        self.shift.copy_(1.0 - (torch.arange(len(self.shift)) / len(self.shift)) ** self.rest**4)
+
+    def forward(self, x_BTD: Tensor, memory: Memory) -> Tensor:
+        state = memory.recall(self.place)
+        past_B1D = None if state is None else state[0]
+        (before_BTD, _), past_B1D = lagged(x_BTD, past_B1D, 1, runs(memory.documents_BT))
+        memory.keep(self.place, (past_B1D,))
+        return super().forward(x_BTD + (before_BTD - x_BTD) * self.shift.to(x_BTD.dtype), memory)
 
 
 def _step(

@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wenfang.model.config import RopeConfig
 from wenfang.model.linear import Linear
 from wenfang.model.memory import State
 from wenfang.model.mixers.config import TttConfig
 from wenfang.model.mixers.recurrent import RecurrentMixer, chunked_numbers, runs
+from wenfang.model.parts import RopeConfig
 from wenfang.model.position import rotate, rotation
 
 NORM_EPS = 1e-6
