@@ -1,11 +1,13 @@
 """The stages: documents kept apart, what is learned, what is refused."""
 
+import io
 import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from wenfang.core.errors import DataError, InputError, WenfangError
 from wenfang.core.report import Reporter
@@ -151,6 +153,21 @@ def test_too_long_can_be_dropped_or_truncated(base: Path, tmp_path: Path) -> Non
     folder = conversations(tmp_path, turn(), turn("白" * 100))
     for choice in ("drop", "truncate"):
         assert fine_tune(base, folder, tmp_path / choice, too_long=choice, steps=2)["validation_loss"] > 0
+
+
+def test_a_conversation_in_which_the_assistant_is_silent_is_left_out_and_told(base: Path, tmp_path: Path) -> None:
+    asked = json.dumps({"messages": [{"role": "user", "content": "白" * 70}, {"role": "assistant", "content": "好"}]})
+    folder = conversations(tmp_path, turn(), asked)
+    told = io.StringIO()
+    rows = sft._rows(
+        folder / "train.jsonl",
+        Tokenizer.load(base),
+        SftConfig(conversations=folder, model=base, steps=1, context=64, too_long="truncate"),
+        Reporter(console=Console(file=told)),
+    )
+    assert len(rows) == 1
+    assert "1 conversations were too long (truncate)" in told.getvalue()
+    assert "left out 1 conversations in which the assistant says nothing" in told.getvalue()
 
 
 def test_nothing_to_learn_and_context_too_long(base: Path, tmp_path: Path) -> None:

@@ -2,25 +2,30 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import tokenizers
-from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from wenfang.core.errors import InputError, TokenizerError
+from wenfang.core.errors import TokenizerError
 from wenfang.core.language import say
+from wenfang.tokenizer.chat import ChatTemplate, check_messages
 
-ROLES = ("system", "user", "assistant")
+MARK = re.compile("\ue000(\\d+)\ue001")
 
 
 class Message(TypedDict):
     """One turn of a conversation in OpenAI's form."""
 
     role: str
-    content: str
+    content: str | None
+    """None beside tool calls alone."""
+    tool_calls: NotRequired[list[dict[str, Any]]]
+    """An assistant's calls: `{"type": "function", "function": {"name": …, "arguments": …}}`."""
+    tool_call_id: NotRequired[str]
+    name: NotRequired[str]
 
 
 class Tokenizer:
@@ -34,9 +39,12 @@ class Tokenizer:
     def __init__(self, rust: tokenizers.Tokenizer, config: Mapping[str, object]) -> None:
         self._rust = rust
         self._rust.encode_special_tokens = True
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        self._template = environment.from_string(str(config["chat_template"]))
-        self._special = {token.content: id_ for id_, token in rust.get_added_tokens_decoder().items()}
+        self._framing = tokenizers.Tokenizer.from_str(rust.to_str())  # Here a special token in the text is one.
+        self._framing.encode_special_tokens = False
+        named = {name: config.get(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+        self._template = ChatTemplate(str(config["chat_template"]), named)
+        self._end = str(config["eos_token"])
+        self._special = {t.content: id_ for id_, t in rust.get_added_tokens_decoder().items() if t.special}
         self._special_pattern = re.compile(f"({'|'.join(map(re.escape, self._special))})")
         self.bos_id = self._special[str(config["bos_token"])]
         self.end_id = self._special[str(config["eos_token"])]
@@ -106,79 +114,80 @@ class Tokenizer:
         """Text of token ids; special tokens are left out, broken byte sequences become U+FFFD."""
         return str(self._rust.decode(list(ids), skip_special_tokens=True))
 
-    def chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[dict[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> list[int]:
         """Token ids of a conversation, ready for the model to answer.
 
         Equal to `apply_chat_template` of the saved folder for text that holds no special token; where a
         message does hold one, it stays plain text here.
 
         Raises:
-            InputError: no messages, an unknown role, or content that is not text.
+            InputError: no messages, an unknown role, content that is not text, or tools the template does not know.
         """
-        return [id_ for id_, _ in self.chat_with_mask(messages, add_generation_prompt=add_generation_prompt)]
+        check_messages(messages)
+        guarded, guarded_tools = self._guard(messages), self._guard(tools)
+        text = self._template.render(guarded, tools=guarded_tools, add_generation_prompt=add_generation_prompt)
+        return [id_ for id_, _ in self._encode_template(text)]
 
     def chat_with_mask(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = False
+        self, messages: Sequence[Message], *, tools: Sequence[dict[str, Any]] | None = None
     ) -> list[tuple[int, bool]]:
-        """Token ids of a conversation, each with whether the assistant says it (its end token included)."""
+        """Token ids of a conversation, each with whether the assistant says it (its end token included).
+
+        Raises:
+            InputError: as `chat`, or the template rewrites earlier turns.
+        """
         check_messages(messages)
-        # The template sees a placeholder for each content, so that text cannot be read as a special token.
-        marks = [f"\ue000{i}\ue001" for i in range(len(messages))]
-        rest = self._render(
-            [{"role": m["role"], "content": mark} for m, mark in zip(messages, marks, strict=True)],
-            add_generation_prompt,
-        )
-        result: list[tuple[int, bool]] = []
-        assistant = False
-        for message, mark in zip(messages, marks, strict=True):
-            before, rest = rest.split(mark, 1)
-            result += self._frame(before, ends_assistant=assistant)
-            assistant = message["role"] == "assistant"
-            result += [(id_, assistant) for id_ in self.encode(message["content"])]
-        return result + self._frame(rest, ends_assistant=assistant)
+        guarded, guarded_tools = self._guard(messages), self._guard(tools)
+        text = self._template.render(guarded, tools=guarded_tools)
+        spans = self._template.said(text, guarded, tools=guarded_tools, ends=self._end)
+        starts, stops = [start for start, _ in spans], [stop for _, stop in spans]
+        result = []
+        for id_, at in self._encode_template(text):
+            turn = bisect_right(starts, at) - 1
+            result.append((id_, turn >= 0 and at < stops[turn]))
+        return result
 
-    def _frame(self, template: str, *, ends_assistant: bool) -> list[tuple[int, bool]]:
-        """Ids of the template's text between two contents; only its first token can be the assistant's."""
-        ids: list[int] = []
-        for piece in self._special_pattern.split(template):
-            ids += [self._special[piece]] if piece in self._special else self.encode(piece)
-        return [(id_, ends_assistant and i == 0) for i, id_ in enumerate(ids)]
+    def _guard(self, value: Any) -> Any:
+        """The same with every special token in its text replaced by a mark that no tokenizer takes for one."""
+        if isinstance(value, str):
+            return self._special_pattern.sub(lambda match: f"\ue000{self._special[match[0]]}\ue001", value)
+        if isinstance(value, Mapping):
+            return {key: self._guard(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._guard(item) for item in value]
+        return value
 
-    def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
-        try:
-            return self._template.render(messages=messages, add_generation_prompt=add_generation_prompt)
-        except TemplateError as error:
-            raise InputError(
-                say(zh=f"聊天範本無法套用：{error}", en=f"The chat template cannot be applied: {error}")
-            ) from None
-
-
-def check_messages(messages: Sequence[Message]) -> None:
-    """Refuse what no chat template could render.
-
-    Raises:
-        InputError: no messages, an unknown role, or content that is not text.
-    """
-    if not messages:
-        raise InputError(say(zh="`messages` 是空的，至少要有一則。", en="`messages` is empty; give at least one."))
-    for i, message in enumerate(messages):
-        role, content = message.get("role"), message.get("content")
-        if role not in ROLES:
-            raise InputError(
-                say(
-                    zh=f"`messages[{i}].role` 是 {role!r}，只能是 {'、'.join(ROLES)}。",
-                    en=f"`messages[{i}].role` is {role!r}; it must be one of {', '.join(ROLES)}.",
+    def _encode_template(self, text: str) -> Iterator[tuple[int, int]]:
+        """Ids of rendered text, each with the character at which it begins."""
+        if MARK.search(text) is None:
+            encoding = self._framing.encode(text, add_special_tokens=False)
+            yield from zip(encoding.ids, (start for start, _ in encoding.offsets), strict=True)
+            return
+        at = 0
+        for piece in self._special_pattern.split(text):
+            if piece in self._special:
+                yield self._special[piece], at
+            else:
+                plain, shift = self._unguard(piece)
+                encoding = self._rust.encode(plain, add_special_tokens=False)
+                yield from (
+                    (id_, at + shift[start]) for id_, (start, _) in zip(encoding.ids, encoding.offsets, strict=True)
                 )
-            )
-        if not isinstance(content, str) or not _is_unicode(content):
-            raise InputError(
-                say(
-                    zh=f"`messages[{i}].content` 必須是文字，不是 {content!r:.60}。",
-                    en=f"`messages[{i}].content` must be text, not {content!r:.60}.",
-                )
-            )
+            at += len(piece)
 
-
-def _is_unicode(text: str) -> bool:
-    """Whether no surrogate stands alone: JSON can spell one, UTF-8 cannot."""
-    return not re.search("[\ud800-\udfff]", text)
+    def _unguard(self, piece: str) -> tuple[str, list[int]]:
+        """Text with its special tokens back as plain text, and where each of its characters was in `piece`."""
+        names = {id_: name for name, id_ in self._special.items()}
+        plain, shift, done = "", list[int](), 0
+        for match in MARK.finditer(piece):
+            name = names.get(int(match[1]), match[0])
+            plain += piece[done : match.start()] + name
+            shift += [*range(done, match.start()), *([match.start()] * len(name))]
+            done = match.end()
+        return plain + piece[done:], [*shift, *range(done, len(piece) + 1)]

@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -61,8 +63,17 @@ def run(config: SftConfig, out: Path, report: Reporter) -> Summary:
     return summary
 
 
-def read_conversations(path: Path) -> Iterator[tuple[int, list[Message]]]:
-    """Line number and messages of each conversation of a JSONL file.
+@dataclass(frozen=True)
+class Conversation:
+    """One line of a JSONL file in OpenAI's form."""
+
+    messages: list[Message]
+    tools: list[dict[str, Any]] | None
+    """Function definitions that the assistant may call."""
+
+
+def read_conversations(path: Path) -> Iterator[tuple[int, Conversation]]:
+    """Line number and content of each conversation of a JSONL file.
 
     Raises:
         DataError: the file cannot be read, or a line is not `{"messages": […]}`; names file and line.
@@ -70,21 +81,23 @@ def read_conversations(path: Path) -> Iterator[tuple[int, list[Message]]]:
     try:
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
-                yield number, _messages(path, number, line)
+                yield number, _conversation(path, number, line)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             say(zh=f"{str(path)!r} 無法讀取：{error}", en=f"{str(path)!r} cannot be read: {error}")
         ) from None
 
 
-def _messages(path: Path, number: int, line: str) -> list[Message]:
+def _conversation(path: Path, number: int, line: str) -> Conversation:
     try:
-        messages: list[Message] = json.loads(line)["messages"]
-    except (ValueError, KeyError, TypeError) as error:
+        values = json.loads(line)
+        messages, tools = values["messages"], values.get("tools")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _not_messages(path, number, repr(error)) from None
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise _not_messages(path, number, repr(messages)[:120])
-    return messages
+    for items in (messages, tools or []):
+        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+            raise _not_messages(path, number, repr(items)[:120])
+    return Conversation(messages, tools or None)
 
 
 def _not_messages(path: Path, number: int, found: str) -> DataError:
@@ -98,28 +111,46 @@ def _not_messages(path: Path, number: int, found: str) -> DataError:
 
 def _rows(path: Path, tokenizer: Tokenizer, config: SftConfig, report: Reporter) -> Rows:
     """Tokenise and pack one split; the loss counts what the assistant says, its end token included."""
-    characters, too_long, documents = 0, 0, list[Document]()
-    for number, messages in read_conversations(path):
+    characters, too_long, silent, documents = 0, 0, 0, list[Document]()
+    for number, conversation in read_conversations(path):
         try:
-            pairs = tokenizer.chat_with_mask(messages)
+            pairs = tokenizer.chat_with_mask(conversation.messages, tools=conversation.tools)
         except InputError as error:
             raise DataError(f"{str(path)!r}, {say(zh=f'第 {number} 行', en=f'line {number}')}: {error}") from None
         if len(pairs) > config.context + 1:
             too_long += 1
             if config.too_long == "error":
-                raise DataError(
-                    say(
-                        zh=f"{str(path)!r} 第 {number} 行有 {len(pairs)} 個 token，超過 context={config.context}。"
-                        "請加大 context，或設 too_long: truncate／drop。",
-                        en=f"{str(path)!r} line {number} has {len(pairs)} tokens, more than context={config.context}. "
-                        "Raise context, or set too_long: truncate or drop.",
-                    )
-                )
-            pairs = pairs[: config.context + 1] if config.too_long == "truncate" else []
-        ids, said = [id_ for id_, _ in pairs], [mine for _, mine in pairs]
+                raise _too_long(path, number, len(pairs), config.context)
+            if config.too_long == "drop":
+                continue
+        ids, said = zip(*pairs[: config.context + 1], strict=True)
         if any(said[1:]):
-            documents.append((ids, said))
-            characters += sum(len(m["content"]) for m in messages if m["role"] == "assistant")
+            documents.append((list(ids), list(said)))
+            characters += sum(len(m["content"] or "") for m in conversation.messages if m["role"] == "assistant")
+        else:  # A row of such documents alone would have nothing to average over.
+            silent += 1
+    _tell(path, config, report, too_long, silent)
+    if not documents:
+        raise DataError(
+            say(zh=f"{str(path)!r} 沒有可學的對話。", en=f"{str(path)!r} holds no conversation to learn from.")
+        )
+    learned = sum(sum(said[1:]) for _, said in documents)
+    return Rows(pack(documents, config.context), characters / learned)
+
+
+def _too_long(path: Path, number: int, tokens: int, context: int) -> DataError:
+    return DataError(
+        say(
+            zh=f"{str(path)!r} 第 {number} 行有 {tokens} 個 token，超過 context={context}。"
+            "請加大 context，或設 too_long: truncate／drop。",
+            en=f"{str(path)!r} line {number} has {tokens} tokens, more than context={context}. "
+            "Raise context, or set too_long: truncate or drop.",
+        )
+    )
+
+
+def _tell(path: Path, config: SftConfig, report: Reporter, too_long: int, silent: int) -> None:
+    """Warn of conversations that are not learned as they stand."""
     if too_long:
         report.warn(
             say(
@@ -127,9 +158,10 @@ def _rows(path: Path, tokenizer: Tokenizer, config: SftConfig, report: Reporter)
                 en=f"{path.name}: {too_long} conversations were too long ({config.too_long})",
             )
         )
-    if not documents:
-        raise DataError(
-            say(zh=f"{str(path)!r} 沒有可學的對話。", en=f"{str(path)!r} holds no conversation to learn from.")
+    if silent:
+        report.warn(
+            say(
+                zh=f"{path.name}：略過 {silent} 段對話，其中（在 context 之內）沒有助理說的話",
+                en=f"{path.name}: left out {silent} conversations in which the assistant says nothing (within context)",
+            )
         )
-    learned = sum(sum(said[1:]) for _, said in documents)
-    return Rows(pack(documents, config.context), characters / learned)
