@@ -1,6 +1,5 @@
 """The RWKV-7 time mix against the authors' own inference package (`rwkv` on PyPI); `transformers` has no RWKV-7."""
 
-import os
 from types import ModuleType
 
 import pytest
@@ -11,14 +10,6 @@ from wenfang.model.mixers.config import Rwkv7Config
 from wenfang.model.mixers.rwkv7 import LowRank, Rwkv7
 
 HEADS, HEAD_DIM, DIM = 3, 8, 24
-
-
-@pytest.fixture(scope="module")
-def official() -> ModuleType:
-    os.environ["RWKV_V7_ON"] = "1"
-    from rwkv import model
-
-    return model
 
 
 def random_mixer(layer: int) -> Rwkv7:
@@ -38,13 +29,13 @@ def low_rank(module: LowRank) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("layer", [0, 2])
-def test_same_outputs_as_the_authors(layer: int, official: ModuleType) -> None:
+def test_same_outputs_as_the_authors(layer: int, official_rwkv: ModuleType) -> None:
     ours, x_TD = random_mixer(layer), torch.randn(41, DIM)
     first_TD, before_D = torch.randn(41, DIM), torch.randn(DIM)
     memory_HKK = torch.randn(HEADS, HEAD_DIM, HEAD_DIM)  # Keys × values here, values × keys there.
     value = (before_D,) * 3 if ours.value is None else low_rank(ours.value)
     with torch.no_grad():
-        expected, _, their_memory, their_first = official.RWKV_x070_TMix_seq(
+        expected, _, their_memory, their_first = official_rwkv.RWKV_x070_TMix_seq(
             layer, HEADS, HEAD_DIM, x_TD, before_D, first_TD.clone(), memory_HKK.transpose(1, 2),
             *(ours.shifts[name] for name in "rwkvag"),
             *low_rank(ours.decay), *low_rank(ours.rate), *value, ours.gate.down.weight.T, ours.gate.up.weight.T,

@@ -85,7 +85,7 @@ class Family:
         except ModelError:
             return list(DecoderConfig.model_fields)
         mine, theirs = _comparable(config), _comparable(back)
-        return [name for name in mine if not _same(mine[name], theirs[name])]
+        return [name for name in mine if not _same(mine[name], theirs.get(name, mine[name]))]
 
 
 def unsupported(name: str, value: object, expected: object) -> ModelError:
@@ -105,12 +105,26 @@ def shortest(pattern: Sequence[T]) -> tuple[T, ...]:
     return tuple(pattern[:period])
 
 
+MIXER_FIELDS = {
+    "attention": (
+        "heads", "kv_heads", "head_dim", "ropes", "alibi", "windows", "attention_scale", "attention_softcap",
+        "attention_sinks", "attention_gate", "qk_norm", "qkv_bias", "o_bias", "qkv_clip", "mla",
+    ),
+    "mamba2": ("mamba2",),
+    "gated_deltanet": ("gated_deltanet",),
+    "rwkv7": ("rwkv7",),
+    "ttt": ("ttt",),
+}  # fmt: skip
+"""The fields that decide nothing where no layer mixes so."""
+
+
 def _comparable(config: DecoderConfig) -> Values:
     """What decides a model's outputs, patterns laid out over the layers."""
     values = config.model_dump(exclude={"family"})
-    for name in {"mamba2", "gated_deltanet", "rwkv7", "ttt"} - set(config.mixers):
-        del values[name]
-    for name in ("mixers", "ropes", "windows"):
+    for mixer in set(MIXER_FIELDS) - set(config.mixers):
+        for name in MIXER_FIELDS[mixer]:
+            del values[name]
+    for name in {"mixers", "ropes", "windows"} & values.keys():
         values[name] = [values[name][layer % len(values[name])] for layer in range(config.layers)]
     if moe := values["moe"]:
         moe["layers"] = [config.experts(layer) is not None for layer in range(config.layers)]

@@ -54,14 +54,19 @@ def _read_experts(values: Values) -> Values | None:
 
 
 def _write(config: DecoderConfig) -> Values:
-    linear, moe = config.gated_deltanet, config.moe or MoeConfig(experts=1, active=1, hidden=1)
-    theirs = {ours: theirs for theirs, ours in MIXERS.items()}
+    layers, linear, moe = (
+        range(config.layers),
+        config.gated_deltanet,
+        config.moe or MoeConfig(experts=1, active=1, hidden=1),
+    )
     rope = hf.write_rope(config)
     return {
         **hf.write_heads(config),
         **rope,
         "partial_rotary_factor": rope["rope_parameters"].setdefault("partial_rotary_factor", 1.0),
-        "layer_types": [theirs.get(config.mixer(layer), config.mixer(layer)) for layer in range(config.layers)],
+        "layer_types": [
+            "full_attention" if layer in config.attention_layers else "linear_attention" for layer in layers
+        ],
         "linear_num_key_heads": linear.key_heads,
         "linear_num_value_heads": linear.value_heads,
         "linear_key_head_dim": linear.key_dim,
@@ -71,7 +76,7 @@ def _write(config: DecoderConfig) -> Values:
         "num_experts_per_tok": moe.active,
         "moe_intermediate_size": moe.hidden,
         "shared_expert_intermediate_size": moe.shared_hidden,
-        "mlp_only_layers": [layer for layer in range(config.layers) if not config.experts(layer)],
+        "mlp_only_layers": [layer for layer in layers if not config.experts(layer)],
         "norm_topk_prob": moe.normalise,
         "router_aux_loss_coef": moe.balance_rate,
     }
