@@ -116,6 +116,24 @@ def check_messages(messages: Sequence[Any]) -> None:
             )
 
 
+def check_unicode(text: str) -> None:
+    """Refuse text that no UTF-8 file or tokenizer can hold.
+
+    Raises:
+        InputError: half of a surrogate pair, as JSON's `"\\ud800"` makes one.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        found = f"U+{ord(text[error.start]):04X}"
+        raise InputError(
+            say(
+                zh=f"文字第 {error.start + 1} 個字元是 {found}，只有半個代理對，不是 Unicode 文字。",
+                en=f"Character {error.start + 1} of the text is {found}, half of a surrogate pair: not Unicode text.",
+            )
+        ) from None
+
+
 def _function_names(messages: Sequence[Any], tools: Sequence[Any] | None) -> list[str]:
     calls = [call for message in messages for call in message.get("tool_calls") or ()]
     return [str((item.get("function") or item).get("name")) for item in (*calls, *(tools or ()))]

@@ -11,7 +11,7 @@ import tokenizers
 
 from wenfang.core.errors import TokenizerError
 from wenfang.core.language import say
-from wenfang.tokenizer.chat import ChatTemplate, check_messages
+from wenfang.tokenizer.chat import ChatTemplate, check_messages, check_unicode
 
 MARK = re.compile("\ue000(\\d+)\ue001")
 
@@ -127,7 +127,8 @@ class Tokenizer:
         message does hold one, it stays plain text here.
 
         Raises:
-            InputError: no messages, an unknown role, content that is not text, or tools the template does not know.
+            InputError: no messages, an unknown role, content that is not Unicode text, or tools that the template
+                does not know.
         """
         check_messages(messages)
         guarded, guarded_tools = self._guard(messages), self._guard(tools)
@@ -154,8 +155,13 @@ class Tokenizer:
         return result
 
     def _guard(self, value: Any) -> Any:
-        """The same with every special token in its text replaced by a mark that no tokenizer takes for one."""
+        """The same with every special token in its text replaced by a mark that no tokenizer takes for one.
+
+        Raises:
+            InputError: text that is not Unicode: half of a surrogate pair.
+        """
         if isinstance(value, str):
+            check_unicode(value)
             return self._special_pattern.sub(lambda match: f"\ue000{self._special[match[0]]}\ue001", value)
         if isinstance(value, Mapping):
             return {key: self._guard(item) for key, item in value.items()}
