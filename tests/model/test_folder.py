@@ -140,7 +140,7 @@ def edit_config(folder: Path, **changes: object) -> None:
         (damage_extra_tensor, "unknown tensor 'model.extra'"),
         (damage_shape, r"model.norm.weight has shape \[5\]"),
         (damage_nan, "model.norm.weight holds NaN"),
-        (damage_pickle, "damaged or cut off"),
+        (damage_pickle, "is a PyTorch pickle, not safetensors"),
         (damage_no_weights, "lacks its weights, 'model.safetensors'"),
         (damage_no_config, "lacks 'config.json'"),
         (damage_config_json, "config.json' is not valid JSON"),

@@ -6,19 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from wenfang.core.artifact import check_artifact
 from wenfang.core.errors import ModelError
 from wenfang.core.language import say
-from wenfang.core.tensors import write_tensors
 from wenfang.model.config import DecoderConfig
 from wenfang.model.decoder import Decoder
 from wenfang.model.families import Family, family_for, family_of
 from wenfang.model.families.tensor_map import TensorMap
+from wenfang.model.weights import SafetensorsFolder, TensorSource, check_tensors, read_tensor, save_weights
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-WEIGHTS = "model.safetensors"
+MAX_SHARD_BYTES = 5 * 10**9
+"""Size above which weights are split, as file systems and downloads prefer."""
 
 
 def save_model(
@@ -30,6 +31,7 @@ def save_model(
     bos_id: int,
     card: str,
     dtype: torch.dtype = torch.float32,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Write `config.json`, weights in `dtype`, generation config, tokenizer files and model card."""
     family = family_for(model.config)
@@ -44,12 +46,8 @@ def save_model(
     }
     _write_json(folder / "config.json", config)
     _write_json(folder / "generation_config.json", {**ids, "do_sample": True, "temperature": 1.0, "top_p": 0.95})
-    tensors = {
-        name: weight.detach().to(dtype).contiguous()
-        for name, weight in tensor_map(family, model).to_checkpoint(model.state_dict())
-    }
-    write_tensors(tensors, folder / WEIGHTS, {"format": "pt"})
-    shutil.copymode(folder / "config.json", folder / WEIGHTS)  # The library writes files only their owner can read.
+    tensors = stored_tensors(model, family)
+    save_weights(tensors, folder, dtype=dtype, max_shard_bytes=max_shard_bytes, mode_from=folder / "config.json")
     for name in TOKENIZER_FILES:
         shutil.copyfile(tokenizer / name, folder / name)
     (folder / "README.md").write_text(card, encoding="utf-8")
@@ -63,7 +61,7 @@ def load_config(folder: Path) -> DecoderConfig:
         ModelError: `config.json` is missing, damaged or of an unsupported model.
     """
     check_artifact(folder, "model")
-    values = _read_json(folder / "config.json")
+    values = read_json(folder / "config.json")
     return family_of(values).from_hf(values)
 
 
@@ -74,17 +72,56 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> Decoder:
         InputError, ModelError: as `load_config`, or the weights are missing, damaged or do not fit.
     """
     config = load_config(folder)
-    with torch.device("meta"):
-        model = Decoder(config)
-    names = tensor_map(family_of(_read_json(folder / "config.json")), model)
-    tensors = _read_weights(folder / WEIGHTS, names)
-    state = {name: tensor.to(dtype) for name, tensor in names.from_checkpoint(tensors.__getitem__)}
+    family = family_of(read_json(folder / "config.json"))
+    return build_model(config, family, SafetensorsFolder(folder), dtype=dtype)
+
+
+def build_model(config: DecoderConfig, family: Family, source: TensorSource, *, dtype: torch.dtype) -> Decoder:
+    """A decoder that holds the tensors of `source` in `dtype`; memory is taken only for what must be converted.
+
+    Raises:
+        ModelError: the tensors do not fit the config, one for one.
+    """
+    model = skeleton(config, len(source.shapes))
+    names = tensor_map(family, model)
+    located = check_tensors(source, names, tied_head=config.tie_embeddings)
+    state = dict(names.from_checkpoint(lambda name: read_tensor(source, located[name], dtype)))
     if config.tie_embeddings:
         state["lm_head.weight"] = state["embed_tokens.weight"]
     model.load_state_dict(state, strict=True, assign=True)
     if config.tie_embeddings:
         model.lm_head.weight = model.embed_tokens.weight
     return model
+
+
+def skeleton(config: DecoderConfig, tensor_count: int) -> Decoder:
+    """A decoder without memory for its weights.
+
+    Args:
+        config: its shape, perhaps from a hostile file.
+        tensor_count: how many tensors the weights have; a model with more layers than that is not theirs.
+
+    Raises:
+        ModelError: the sizes are absurd.
+    """
+    try:
+        if config.layers > tensor_count:
+            raise OverflowError
+        with torch.device("meta"):
+            return Decoder(config)
+    except (RuntimeError, OverflowError):  # Torch counts the bytes of a tensor even where it allocates none.
+        sizes = f"layers={config.layers}, dim={config.dim}, vocab_size={config.vocab_size}"
+        raise ModelError(
+            say(
+                zh=f"模型設定的大小與權重不可能相符：{sizes}。",
+                en=f"The config asks for a model that its weights cannot be: {sizes}.",
+            )
+        ) from None
+
+
+def stored_tensors(model: Decoder, family: Family) -> dict[str, Tensor]:
+    """The tensors a folder of this family keeps, by the family's names; a tied head is kept once, as the embedding."""
+    return dict(tensor_map(family, model).to_checkpoint(model.state_dict()))
 
 
 def tensor_map(family: Family, model: Decoder) -> TensorMap:
@@ -94,63 +131,12 @@ def tensor_map(family: Family, model: Decoder) -> TensorMap:
     return TensorMap(family.links(model.config), state, family.ignored)
 
 
-def _read_weights(path: Path, names: TensorMap) -> dict[str, torch.Tensor]:
-    if not path.is_file():
-        raise ModelError(
-            say(
-                zh=f"{str(path.parent)!r} 缺少權重檔 {path.name!r}。",
-                en=f"{str(path.parent)!r} lacks its weights, {path.name!r}.",
-            )
-        )
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = set(file.keys())
-            located = names.locate(found)
-            unknown = {name for name in found - set(located.values()) if not names.is_ignored(name)}
-            _check_names(path, set(names.shapes) - set(located), unknown)
-            tensors = {name: file.get_tensor(located[name]) for name in names.shapes}
-    except SafetensorError as error:
-        raise ModelError(
-            say(
-                zh=f"{str(path)!r} 已損壞或不完整（{error}）。請重新產生或重新取得。",
-                en=f"{str(path)!r} is damaged or cut off ({error}). Make it or fetch it again.",
-            )
-        ) from None
-    for name, tensor in tensors.items():
-        if tensor.shape != names.shapes[name]:
-            raise ModelError(
-                say(
-                    zh=f"{str(path)!r} 的 {name} 形狀是 {list(tensor.shape)}，應為 {list(names.shapes[name])}。",
-                    en=f"{str(path)!r}: {name} has shape {list(tensor.shape)}, config.json asks for "
-                    f"{list(names.shapes[name])}.",
-                )
-            )
-        if not tensor.isfinite().all():
-            raise ModelError(
-                say(
-                    zh=f"{str(path)!r} 的 {name} 含有 NaN 或無限大，無法使用。",
-                    en=f"{str(path)!r}: {name} holds NaN or infinity; the model cannot be used.",
-                )
-            )
-    return tensors
+def read_json(path: Path) -> dict[str, Any]:
+    """One of the folder's JSON files.
 
-
-def _check_names(path: Path, missing: set[str], unknown: set[str]) -> None:
-    for tensors, zh, en in (
-        (missing, "缺少張量", "lacks the tensor"),
-        (unknown, "多了張量", "has an unknown tensor"),
-    ):
-        if tensors:
-            name = min(tensors)
-            raise ModelError(
-                say(
-                    zh=f"{str(path)!r} {zh} {name!r}。",
-                    en=f"{str(path)!r} {en} {name!r} for its config.json.",
-                )
-            )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+    Raises:
+        ModelError: it is missing or holds no JSON object.
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
