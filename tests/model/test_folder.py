@@ -146,6 +146,8 @@ def edit_config(folder: Path, **changes: object) -> None:
         (damage_config_json, "config.json' is not valid JSON"),
         (damage_model_type, "'lama' is not supported.*Did you mean 'llama'"),
         (damage_missing_field, "lacks 'hidden_size'"),
+        (lambda f: edit_config(f, num_hidden_layers=10**9), "num_hidden_layers=1000000000"),
+        (lambda f: edit_config(f, vocab_size=2**62, hidden_size=2**40), "a model that its weights cannot be"),
         (damage_unsupported, "rope_type='axial', which is not supported"),
     ],
 )

@@ -19,6 +19,22 @@ from wenfang.model import Decoder, load_model
 from wenfang.tokenizer import Tokenizer
 
 
+def load_tokenizer(folder: Path, *, model_vocab_size: int) -> Tokenizer:
+    """The tokenizer of a model folder or GGUF file.
+
+    Args:
+        model_vocab_size: how many token ids the model knows; a GGUF file has as many.
+
+    Raises:
+        ModelError, TokenizerError: it is missing or cannot be read.
+    """
+    if folder.is_file():
+        from wenfang.model.gguf import load_gguf_tokenizer
+
+        return Tokenizer(*load_gguf_tokenizer(folder))
+    return Tokenizer.load(folder, model_vocab_size=model_vocab_size)
+
+
 @dataclass(frozen=True)
 class Delta:
     """A piece of a completion as it is written."""
@@ -76,13 +92,13 @@ class Engine:
 
     @classmethod
     def load(cls, folder: Path, *, max_batch: int = 32) -> "Engine":
-        """Open a model folder.
+        """Open a model folder or GGUF file.
 
         Raises:
             InputError, ModelError, TokenizerError: the folder or a file in it cannot be used.
         """
         model = load_model(folder)
-        tokenizer = Tokenizer.load(folder, model_vocab_size=model.config.vocab_size)
+        tokenizer = load_tokenizer(folder, model_vocab_size=model.config.vocab_size)
         return cls(model, tokenizer, name=folder.resolve().name, max_batch=max_batch)
 
     def stream(self, prompt: Sequence[int], params: SamplingParams) -> Generator[Delta, None, None]:

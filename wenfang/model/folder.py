@@ -54,23 +54,31 @@ def save_model(
 
 
 def load_config(folder: Path) -> DecoderConfig:
-    """The architecture of a model folder, without its weights.
+    """The architecture of a model folder or GGUF file, without its weights.
 
     Raises:
         InputError: no such folder, or an artifact of another kind or with a damaged file.
         ModelError: `config.json` is missing, damaged or of an unsupported model.
     """
+    if folder.is_file():
+        from wenfang.model.gguf import load_gguf_config
+
+        return load_gguf_config(folder)
     check_artifact(folder, "model")
     values = read_json(folder / "config.json")
     return family_of(values).from_hf(values)
 
 
 def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> Decoder:
-    """Open a model folder, strictly: every tensor there, none besides, each of its shape.
+    """Open a model folder or GGUF file, strictly: every tensor there, none besides, each of its shape.
 
     Raises:
         InputError, ModelError: as `load_config`, or the weights are missing, damaged or do not fit.
     """
+    if folder.is_file():
+        from wenfang.model.gguf import load_gguf
+
+        return load_gguf(folder, dtype=dtype)
     config = load_config(folder)
     family = family_of(read_json(folder / "config.json"))
     return build_model(config, family, SafetensorsFolder(folder), dtype=dtype)

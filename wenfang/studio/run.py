@@ -64,7 +64,7 @@ class Found:
 
 
 def find_model(path: Path) -> Found:
-    """The model in a run folder (of its last stage that makes one) or in a model folder itself.
+    """The model in a run folder (of its last stage that makes one), or a model folder or GGUF file itself.
 
     Raises:
         InputError: neither of the two, or a run that has no model yet.
@@ -76,6 +76,8 @@ def find_model(path: Path) -> Found:
             return Found(path / models[-1].path, run.recipe, path)
     elif (path / "config.json").is_file():
         return Found(path, path.resolve().name, path)
+    elif path.is_file():
+        return Found(path, path.stem, path)
     elif not path.is_dir():
         raise InputError(
             say(zh=f"找不到資料夾 {str(path)!r}。請檢查路徑。", en=f"No folder {str(path)!r}. Check the path.")
@@ -150,7 +152,8 @@ class Metrics:
             with self._path.open("rb") as file:
                 file.seek(self._offset)
                 added = file.read()
-        except FileNotFoundError:  # The stage has just finished and its folder got its final name.
+        except (FileNotFoundError, NotADirectoryError):
+            # The stage has just finished and its folder got its final name; or a model file, which has no records.
             return False
         whole = added[: added.rfind(b"\n") + 1]  # The last line may still be half-written.
         self._offset += len(whole)

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import tokenizers
+from jinja2 import TemplateError
 
 from wenfang.core.errors import TokenizerError
 from wenfang.core.language import say
 from wenfang.tokenizer.chat import ChatTemplate, check_messages, check_unicode
 
+NO_TEMPLATE = "{{ raise_exception('this model has none, it only continues text') }}"
 MARK = re.compile("\ue000(\\d+)\ue001")
 
 
@@ -33,7 +35,11 @@ class Tokenizer:
 
     Args:
         rust: the `tokenizers` object; special tokens inside text are always encoded as plain text.
-        config: the content of `tokenizer_config.json`.
+        config: the content of `tokenizer_config.json`. A model without a chat template continues text but cannot
+            chat; one without a token for the beginning has that for the end in its place.
+
+    Raises:
+        TokenizerError: the chat template is not one.
     """
 
     def __init__(self, rust: tokenizers.Tokenizer, config: Mapping[str, object]) -> None:
@@ -41,13 +47,18 @@ class Tokenizer:
         self._rust.encode_special_tokens = True
         self._framing = tokenizers.Tokenizer.from_str(rust.to_str())  # Here a special token in the text is one.
         self._framing.encode_special_tokens = False
-        named = {name: config.get(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
-        self._template = ChatTemplate(str(config["chat_template"]), named)
-        self._end = str(config["eos_token"])
+        named = {name: _content(config.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+        try:
+            self._template = ChatTemplate(str(config.get("chat_template") or NO_TEMPLATE), named)
+        except TemplateError as error:
+            raise TokenizerError(
+                say(zh=f"聊天範本有誤：{error}", en=f"The chat template is not valid: {error}")
+            ) from None
+        self._end = str(named["eos_token"])
         self._special = {t.content: id_ for id_, t in rust.get_added_tokens_decoder().items() if t.special}
         self._special_pattern = re.compile(f"({'|'.join(map(re.escape, self._special))})")
-        self.bos_id = self._special[str(config["bos_token"])]
-        self.end_id = self._special[str(config["eos_token"])]
+        self.end_id = self._special[self._end]
+        self.bos_id = self._special.get(str(named["bos_token"]), self.end_id)
 
     @classmethod
     def load(cls, folder: Path, *, model_vocab_size: int | None = None) -> "Tokenizer":
@@ -197,3 +208,8 @@ class Tokenizer:
             shift += [*range(done, match.start()), *([match.start()] * len(name))]
             done = match.end()
         return plain + piece[done:], [*shift, *range(done, len(piece) + 1)]
+
+
+def _content(token: object) -> object:
+    """A special token's text; some files describe it with how it is matched."""
+    return token.get("content") if isinstance(token, Mapping) else token

@@ -13,6 +13,8 @@ from wenfang.model.config import DecoderConfig
 from wenfang.model.families.tensor_map import Link
 
 T = TypeVar("T")
+MOST_LAYERS = 10_000
+"""Far beyond any model; a hostile file that claims more would fill the memory."""
 Values = dict[str, Any]
 """The content of a `config.json`."""
 
@@ -56,6 +58,9 @@ class Family:
         for name, expected in self.fixed.items():
             if values.get(name, expected) != expected:
                 raise unsupported(name, values[name], expected)
+        depth = next(theirs for theirs, ours in self.fields.items() if ours == "layers")
+        if isinstance(values.get(depth), int) and values[depth] > MOST_LAYERS:  # Reading lays patterns out by layer.
+            raise unsupported(depth, values[depth], f"≤ {MOST_LAYERS}")
         try:
             copied = {ours: values[theirs] for theirs, ours in self.fields.items()}
             return DecoderConfig(**{"family": self.model_type, **self.traits, **copied, **self.read(values)})
@@ -84,8 +89,13 @@ class Family:
             back = self.from_hf(self.to_hf(config))
         except ModelError:
             return list(DecoderConfig.model_fields)
-        mine, theirs = _comparable(config), _comparable(back)
-        return [name for name in mine if not _same(mine[name], theirs.get(name, mine[name]))]
+        return differences(config, back)
+
+
+def differences(mine: DecoderConfig, theirs: DecoderConfig) -> list[str]:
+    """The fields in which two models compute differently."""
+    ours, others = _comparable(mine), _comparable(theirs)
+    return [name for name in ours if not _same(ours[name], others.get(name, ours[name]))]
 
 
 def unsupported(name: str, value: object, expected: object) -> ModelError:

@@ -1,0 +1,53 @@
+"""A GGUF file as a model: its config, its weights, its tokenizer."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+
+from wenfang.model.config import DecoderConfig
+from wenfang.model.decoder import Decoder
+from wenfang.model.families import family_of
+from wenfang.model.folder import build_model, skeleton, stored_tensors
+from wenfang.model.gguf.architectures import GGUFWeights, Names, file_values
+from wenfang.model.gguf.header import GGUFFile, broken
+from wenfang.model.gguf.vocabulary import read_tokenizer
+
+
+def load_gguf_config(path: Path) -> DecoderConfig:
+    """The architecture of a GGUF file, without its weights.
+
+    Raises:
+        ModelError: the file is damaged, or its architecture or a setting of it is not supported.
+    """
+    values = file_values(GGUFFile(path))
+    return family_of(values).from_hf(values)
+
+
+def load_gguf(path: Path, *, dtype: torch.dtype = torch.float32) -> Decoder:
+    """Open a GGUF file, strictly: every tensor there, none besides. Quantised weights are dequantised.
+
+    Raises:
+        ModelError: as `load_gguf_config`, or the weights do not fit.
+    """
+    file = GGUFFile(path)
+    values = file_values(file)
+    family = family_of(values)
+    config = family.from_hf(values)
+    wanted = stored_tensors(skeleton(config, len(file.tensors)), family)
+    return build_model(config, family, GGUFWeights(file, Names(config, family), wanted), dtype=dtype)
+
+
+def load_gguf_tokenizer(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
+    """The tokenizer of a GGUF file, and what its `tokenizer_config.json` would say.
+
+    Raises:
+        ModelError: the vocabulary is damaged or of a kind that cannot be read.
+    """
+    document, settings = read_tokenizer(GGUFFile(path))
+    try:
+        return tokenizers.Tokenizer.from_str(json.dumps(document, ensure_ascii=False)), settings
+    except Exception as error:  # noqa: BLE001 - the Rust reader raises plain Exception for a bad vocabulary
+        raise broken(path, str(error)) from None
