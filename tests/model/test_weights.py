@@ -21,6 +21,11 @@ from wenfang.model.families import family_for
 from wenfang.model.folder import stored_tensors
 from wenfang.model.weights import INDEX, SafetensorsFolder, read_header, read_tensor
 
+
+def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
+    return {name: entry.shape for name, entry in read_header(path).items()}
+
+
 CONFIG = DecoderConfig(vocab_size=300, dim=16, layers=2, heads=2, kv_heads=1, head_dim=8, hidden=24, context=32)
 SHARD_BYTES = 20_000
 
@@ -203,7 +208,7 @@ def test_a_header_length_that_looks_like_a_pickle_is_read(tmp_path: Path) -> Non
     """A header of 640 bytes begins with 80 02, as does a pickle of protocol 2."""
     text = json.dumps({"a": entry([1], 0, 4)}).encode().ljust(640)
     assert write_raw(tmp_path / "model.safetensors", text, bytes(4)).read_bytes()[:2] == b"\x80\x02"
-    assert read_header(tmp_path / "model.safetensors") == {"a": (1,)}
+    assert shapes_in(tmp_path / "model.safetensors") == {"a": (1,)}
 
 
 def test_finite_numbers_whose_sum_overflows_are_accepted(tmp_path: Path) -> None:
@@ -233,7 +238,7 @@ def test_any_header_is_read_as_the_library_reads_it_or_refused(header, body: byt
     path = write_raw(tmp_path / "model.safetensors", header, body)
     path.write_bytes(path.read_bytes()[: path.stat().st_size - cut])
     try:
-        shapes = read_header(path)
+        shapes = shapes_in(path)
     except ModelError:
         return
     with safe_open(path, framework="pt") as file:
@@ -249,4 +254,4 @@ def test_well_formed_files_are_all_accepted(data: st.DataObject, tmp_path: Path)
     kinds = st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16])
     tensors = {name: torch.zeros(shape, dtype=data.draw(kinds)) for name, shape in shapes.items()}
     save_file(tensors, tmp_path / "model.safetensors")
-    assert read_header(tmp_path / "model.safetensors") == {n: tuple(t.shape) for n, t in tensors.items()}
+    assert shapes_in(tmp_path / "model.safetensors") == {n: tuple(t.shape) for n, t in tensors.items()}

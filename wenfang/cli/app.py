@@ -89,6 +89,10 @@ def _add_commands(app: App) -> None:
 
 def _add_rooms(app: App) -> None:
     """One word per room; the stages of a room are its verbs, so `train.sft` is `wenfang train sft`."""
+    about_model = say(
+        zh="看模型，從 GGUF 讀入，寫成 GGUF。", en="Look at a model, read it from GGUF, write it as GGUF."
+    )
+    app.command("wenfang.cli.model:model", name="model", help=about_model, sort_key=9)
     about = {
         "data": say(zh="把文字整理成語料。", en="Turn text into a corpus."),
         "tokenizer": say(zh="訓練分詞器。", en="Train a tokenizer."),
@@ -130,7 +134,11 @@ def _examples() -> str:
     )
 
 
-_CHAT_EXAMPLES = ("wenfang chat models/poet", 'wenfang chat runs/poet --once "寫一首五言絕句，題為〈秋夜〉。"')
+_CHAT_EXAMPLES = (
+    "wenfang chat models/poet",
+    "wenfang chat model.gguf",
+    'wenfang chat runs/poet --once "寫一首五言絕句，題為〈秋夜〉。"',
+)
 _SERVE_EXAMPLES = ("wenfang serve models/poet", "wenfang serve runs/poet --port 8080")
 _STUDIO_EXAMPLES = ("wenfang studio runs/poet", "wenfang studio models/poet --port 8401 --open")
 

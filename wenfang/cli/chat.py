@@ -21,7 +21,10 @@ PROMPT = "› "
 CONTROLS = dict.fromkeys({*range(0x20), *range(0x7F, 0xA0)} - {ord("\n"), ord("\t")}, "\ufffd")
 QUIT = ("/quit", "/exit", "/離開")
 
-_MODEL = say(zh="模型資料夾，或含有模型的執行結果（runs/…）。", en="A model folder, or a run that made one (runs/…).")
+_MODEL = say(
+    zh="模型資料夾、GGUF 檔，或含有模型的執行結果（runs/…）。",
+    en="A model folder, a GGUF file, or a run that made a model (runs/…).",
+)
 _ONCE = say(zh="只問這一句，把回覆印到標準輸出。", en="Ask only this and print the reply to standard output.")
 _TEMPERATURE = say(
     zh="高則多變，低則穩定；0 取最可能的字。", en="Higher is bolder, lower steadier; 0 takes the likeliest."

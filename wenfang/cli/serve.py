@@ -9,7 +9,10 @@ from cyclopts import Parameter
 from wenfang.core.language import say
 from wenfang.core.report import Reporter
 
-_MODEL = say(zh="模型資料夾，或含有模型的執行結果（runs/…）。", en="A model folder, or a run that made one (runs/…).")
+_MODEL = say(
+    zh="模型資料夾、GGUF 檔，或含有模型的執行結果（runs/…）。",
+    en="A model folder, a GGUF file, or a run that made a model (runs/…).",
+)
 _HOST = say(
     zh="聆聽的位址；0.0.0.0 會對整個網路開放，而且沒有密碼。",
     en="Address to listen on; 0.0.0.0 opens it to the whole network, without a password.",

@@ -10,8 +10,8 @@ from wenfang.core.language import say
 from wenfang.core.report import Reporter
 
 _WHAT = say(
-    zh="執行結果（runs/…，含訓練曲線），或模型資料夾。",
-    en="A run (runs/…, with its curves) or a model folder.",
+    zh="執行結果（runs/…，含訓練曲線），或模型資料夾、GGUF 檔。",
+    en="A run (runs/…, with its curves), a model folder or a GGUF file.",
 )
 _HOST = say(
     zh="聆聽的位址；0.0.0.0 會對整個網路開放，而且沒有密碼。",

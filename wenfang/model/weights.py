@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,8 @@ class SafetensorsFolder:
             self._main = folder / INDEX
             claims = _read_index(self._main)
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.formats: Counter[str] = Counter()
+        """How many tensors are stored in each number format."""
         self._files: dict[str, Path] = {}
         self._open: dict[Path, safe_open] = {}
         for path, claimed in [(_inside(folder, shard), claimed) for shard, claimed in claims.items()]:
@@ -70,7 +73,13 @@ class SafetensorsFolder:
                     twice = say(zh=f"也在 {self._files[name].name!r}", en=f"is in {self._files[name].name!r} as well")
                     raise _bad_tensor(path, name, twice)
                 self._files[name] = path
-            self.shapes |= found
+            self.shapes |= {name: entry.shape for name, entry in found.items()}
+            self.formats.update(entry.dtype for entry in found.values())
+
+    @property
+    def files(self) -> set[Path]:
+        """The files that hold the tensors."""
+        return set(self._files.values())
 
     def source(self, name: str) -> Path:
         """The file that holds a tensor; the folder's main file for one that is in none."""
@@ -88,8 +97,8 @@ class SafetensorsFolder:
         return tensor
 
 
-def read_header(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor in a safetensors file, after checking that the file is whole and its tensors tile it.
+def read_header(path: Path) -> dict[str, "Entry"]:
+    """Every tensor in a safetensors file, after checking that the file is whole and its tensors tile it.
 
     Raises:
         ModelError: the file is damaged, cut off, of another format, or holds numbers that are no weights.
@@ -124,7 +133,7 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
             en=f"its tensors take {end:,} bytes, it holds {rest - length:,}",
         )
         raise damaged(path, missing)
-    return {entry.name: entry.shape for entry in entries}
+    return {entry.name: entry for entry in entries}
 
 
 def check_tensors(source: TensorSource, names: TensorMap, *, tied_head: bool) -> dict[str, str]:
@@ -215,14 +224,17 @@ def _shards(sizes: Mapping[str, int], largest: int) -> Iterator[list[str]]:
 
 
 @dataclass(frozen=True)
-class _Entry:
+class Entry:
+    """One tensor of a file: its place counts from the end of the header, in bytes."""
+
     name: str
+    dtype: str
     shape: tuple[int, ...]
     begin: int
     end: int
 
 
-def _entry(path: Path, name: str, entry: Any) -> _Entry:
+def _entry(path: Path, name: str, entry: Any) -> Entry:
     """One tensor of a header, its own numbers checked."""
     match entry:
         case {"dtype": str() as dtype, "shape": [*shape], "data_offsets": [int() as begin, int() as end]} if all(
@@ -240,7 +252,7 @@ def _entry(path: Path, name: str, entry: Any) -> _Entry:
                     en=f"has the shape {_short(shape)}, which does not fit the bytes it takes",
                 )
                 raise _bad_tensor(path, name, problem)
-            return _Entry(name, tuple(shape), begin, end)
+            return Entry(name, dtype, tuple(shape), begin, end)
         case _:
             raise _bad_tensor(path, name, say(zh="的標頭不完整", en="has no usable header entry"))
 
