@@ -12,7 +12,7 @@ from tiny_stages import SLOW
 
 ROOT = Path(__file__).parents[2]
 RUN = """
-import sys
+import signal, sys
 from functools import partial
 import wenfang.cli.app, wenfang.cli.run, wenfang.cli.verbs
 from tiny_stages import TINY
@@ -20,6 +20,7 @@ from wenfang.cli import main
 from wenfang.recipe import load_recipe
 wenfang.cli.run.load_recipe = partial(load_recipe, stages=TINY)
 wenfang.cli.app.STAGES = wenfang.cli.verbs.STAGES = TINY
+signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell's background job starts with it ignored.
 sys.exit(main())
 """
 
