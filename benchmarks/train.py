@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wenfang.core.allocator import keep_freed_memory
 from wenfang.core.hardware import peak_memory_bytes
 from wenfang.model import Decoder, DecoderConfig
 from wenfang.train.loss import cross_entropy_sum
@@ -43,6 +44,7 @@ Loss = Callable[[Tensor], Tensor]
 
 
 def wenfang(shape: DecoderConfig, document: int) -> tuple[nn.Module, Loss]:
+    keep_freed_memory()  # As `train` does.
     model = Decoder(shape)
     model.initialise()
     total = torch.compile(cross_entropy_sum, dynamic=False)

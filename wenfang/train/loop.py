@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from wenfang.core.allocator import keep_freed_memory
 from wenfang.core.artifact import Summary
 from wenfang.core.hardware import detect
 from wenfang.core.language import say
@@ -38,6 +39,7 @@ def train(model: Decoder, task: Task, config: TrainConfig, out: Path, report: Re
         ModelError: the checkpoint in `out` is of another architecture.
         OSError: a checkpoint cannot be written; those before it are untouched.
     """
+    keep_freed_memory()
     run = _Run(model, task, config, out, report)
     try:
         run.resume()

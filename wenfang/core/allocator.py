@@ -1,0 +1,20 @@
+"""How this process gets its memory from the system."""
+
+import ctypes
+import platform
+
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+"""glibc's names for two of its settings (mallopt(3))."""
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep the memory it frees, for the next allocation; returns whether the system's libc can.
+
+    glibc hands every large block back to the kernel as soon as it is freed, which must zero it page by page when the
+    next one is asked for. A training step allocates and frees all its activations: about a tenth of its time went
+    there (docs/log.md, 2026-11-24). The peak stays the same; what was reached is held until the process ends.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL(None)
+    return bool(libc.mallopt(_MMAP_MAX, 0) and libc.mallopt(_TRIM_THRESHOLD, -1))
