@@ -1,10 +1,22 @@
 """engine: the one place that generates text — for chat, server, evaluation and whatever comes.
 
-Requests share a batch as they come and go; each has its own sampling and seed. May import `model`, `tokenizer`
-and `core`.
+Requests share a batch and a paged cache as they come and go; each has its own way of choosing tokens, and gets the
+same text whatever else is in the batch. May import `model`, `tokenizer` and `core`.
 """
 
-from wenfang.engine.engine import Completion, Delta, Engine
+from wenfang.engine.completion import Completion, Delta, TokenLogprob
+from wenfang.engine.engine import Engine
 from wenfang.engine.params import SamplingParams
+from wenfang.engine.search import BeamParams, ContrastiveParams
+from wenfang.engine.stream import Stream
 
-__all__ = ["Completion", "Delta", "Engine", "SamplingParams"]
+__all__ = [
+    "BeamParams",
+    "Completion",
+    "ContrastiveParams",
+    "Delta",
+    "Engine",
+    "SamplingParams",
+    "Stream",
+    "TokenLogprob",
+]

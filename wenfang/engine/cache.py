@@ -1,92 +1,139 @@
-"""What the running sequences have left behind: one slot of the whole context each."""
+"""What the running sequences have left behind: keys and values in blocks of a shared pool, and recurrent states.
+
+Shapes: P places (tokens) of the pool, B rows, T new tokens, N some of the rows, S keys seen, H/G query/key heads,
+K/V key/value width.
+
+A token's attention is computed over keys padded to the end of its `TILE`, with a multiple of so many queries at a
+time: then the kernel adds the same numbers in the same order whether the token comes in a prompt, alone, or beside
+others, and the result is the same to the last bit.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from wenfang.engine.blocks import BLOCK, SPARE
+from wenfang.engine.sequence import Sequence
 from wenfang.model import Decoder
 from wenfang.model.memory import AttentionSpec, Memory, Sight, State, attention
 
+TILE = 4 * BLOCK
+"""Keys are padded to a multiple of this."""
 
-class SlotCache:
-    """Keys, values and recurrent states for up to `slots` sequences.
+LEAST_QUERIES = 4
+"""torch's attention adds up in another order for fewer queries than this, in bf16 as in fp32."""
 
-    S slots, N sequences of one call, T new positions, C context, G key/value heads, K head width.
+
+class PagedCache:
+    """The pool itself.
+
+    Args:
+        model: whose keys and values these are.
+        blocks: how many blocks of `BLOCK` tokens, besides the spare one.
+        rows: least number of rows of a matrix product for which each row's result stands alone.
     """
 
-    def __init__(self, model: Decoder, slots: int) -> None:
-        config, dtype = model.config, model.embed_tokens.weight.dtype
-        self.keys_SGCK: dict[int, Tensor] = {}
-        self.values_SGCV: dict[int, Tensor] = {}
-        self.states: dict[str, State] = {}
-        heads, key_width, value_width = config.kv_shape()
-        for layer in config.attention_layers:
-            self.keys_SGCK[layer] = torch.zeros(slots, heads, config.context, key_width, dtype=dtype)
-            self.values_SGCV[layer] = torch.zeros(slots, heads, config.context, value_width, dtype=dtype)
-        self._slots = slots
-        self._free = list(range(slots))
+    def __init__(self, model: Decoder, blocks: int, rows: int) -> None:
+        weight, places = model.embed_tokens.weight, (blocks + 1) * BLOCK
+        heads, key_width, value_width = model.config.kv_shape()
+        self.keys_PGK: dict[int, Tensor] = {}
+        self.values_PGV: dict[int, Tensor] = {}
+        for layer in model.config.attention_layers:
+            self.keys_PGK[layer] = weight.new_zeros(places, heads, key_width)
+            self.values_PGV[layer] = weight.new_zeros(places, heads, value_width)
+        self.queries = max(rows, LEAST_QUERIES)
 
-    @property
-    def free(self) -> int:
-        """Slots without a sequence."""
-        return len(self._free)
+    def copy(self, source: int, target: int) -> None:
+        """Copy one block's content."""
+        for pool in (*self.keys_PGK.values(), *self.values_PGV.values()):
+            pool[target * BLOCK : (target + 1) * BLOCK] = pool[source * BLOCK : (source + 1) * BLOCK]
 
-    def take(self) -> int:
-        """Reserve a slot."""
-        return self._free.pop()
-
-    def give_back(self, slot: int) -> None:
-        """Return a slot; its content is overwritten by the next sequence before it is read."""
-        self._free.append(slot)
-
-    def prefill(self, slot: int, start: int, stop: int) -> Memory:
-        """For one sequence's positions from `start` up to `stop`; those before `start` are in the slot already."""
-        return _Slots(self, torch.tensor([slot]), torch.arange(start, stop)[None])
-
-    def decode(self, slots_N: Tensor, positions_N: Tensor) -> Memory:
-        """For one new token per sequence."""
-        return _Slots(self, slots_N, positions_N[:, None])
-
-    def keep(self, place: str, slots_N: Tensor, state: State) -> None:
-        """Store the recurrent states of some slots."""
-        if place not in self.states:
-            self.states[place] = tuple(part.new_zeros(self._slots, *part.shape[1:]) for part in state)
-        for kept, part in zip(self.states[place], state, strict=True):
-            kept[slots_N] = part
+    def memory(self, sequences: Rows[Sequence], B: int, T: int, tokens: int) -> Memory:
+        """For a call of B rows and T columns, of which each given sequence fills the first `tokens` columns of one
+        row with its next tokens. What is padding attends to nothing and is kept nowhere."""
+        return _Pages(self, sequences, B, T, tokens)
 
 
-class _Slots(Memory):
-    """Some slots during one call, at the given positions."""
+@dataclass(frozen=True)
+class _Tile:
+    """Queries of several rows that see equally many keys."""
+
+    rows_N: Tensor
+    columns: slice
+    places_NS: Tensor
+    sight: Sight
+    padding: int
+    """Queries to add, so that there is a multiple of enough of them."""
+
+
+class _Pages(Memory):
+    """Some sequences during one call."""
 
     lasting = True
 
-    def __init__(self, cache: SlotCache, slots_N: Tensor, positions_NT: Tensor) -> None:
+    def __init__(self, cache: PagedCache, sequences: Rows[Sequence], B: int, T: int, tokens: int) -> None:
         super().__init__()
-        self._cache, self._slots_N, self._positions_NT = cache, slots_N, positions_NT
-        self._fresh = len(slots_N) == 1 and int(positions_NT[0, 0]) == 0
-        self._longest = int(positions_NT.max()) + 1
-        keys_1C = torch.arange(self._longest)[None]
-        self._sight = Sight(positions_NT, keys_1C, whole=self._fresh)
+        self._cache, self._sequences, self._B = cache, sequences, B
+        places_BT = torch.full((B, T), SPARE * BLOCK)
+        for row, sequence in enumerate(sequences):
+            positions_T = torch.arange(sequence.computed, sequence.computed + tokens)
+            table = torch.tensor(sequence.table)
+            places_BT[row, :tokens] = table[positions_T // BLOCK] * BLOCK + positions_T % BLOCK
+        self._places = places_BT.flatten()
+        self._tiles = [self._tile(*key, rows) for key, rows in _group(sequences, tokens).items()]
 
-    def attend(self, layer: int, q_NHTK: Tensor, k_NGTK: Tensor, v_NGTV: Tensor, spec: AttentionSpec) -> Tensor:
-        keys_NGCK = self._write(self._cache.keys_SGCK[layer], k_NGTK)
+    def attend(self, layer: int, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTV: Tensor, spec: AttentionSpec) -> Tensor:
+        keys_PGK, values_PGV = self._cache.keys_PGK[layer], self._cache.values_PGV[layer]
+        self._write(keys_PGK, k_BGTK)
         if spec.latent is None:
-            values_NGCV = self._write(self._cache.values_SGCV[layer], v_NGTV)
-        else:
-            values_NGCV = keys_NGCK[..., : spec.latent]
-        return attention(q_NHTK, keys_NGCK, values_NGCV, self.sight(q_NHTK), spec)
+            self._write(values_PGV, v_BGTV)
+        context_BHTV = q_BHTK.new_zeros(*q_BHTK.shape[:3], v_BGTV.shape[-1])
+        for tile in self._tiles:
+            k_NGSK = keys_PGK[tile.places_NS].transpose(1, 2)
+            latent = spec.latent
+            v_NGSV = values_PGV[tile.places_NS].transpose(1, 2) if latent is None else k_NGSK[..., :latent]
+            q_NHTK = F.pad(q_BHTK[tile.rows_N, :, tile.columns], (0, 0, 0, tile.padding))
+            context_NHTV = attention(q_NHTK, k_NGSK, v_NGSV, tile.sight, spec)
+            length = context_NHTV.shape[2] - tile.padding
+            context_BHTV[tile.rows_N, :, tile.columns] = context_NHTV[:, :, :length]
+        return context_BHTV
 
     def recall(self, place: str) -> State | None:
-        if self._fresh:
+        states = [sequence.states[place] for sequence in self._sequences if place in sequence.states]
+        if not states:
             return None
-        return tuple(part.index_select(0, self._slots_N) for part in self._cache.states[place])
+        padded = states + states[:1] * (self._B - len(states))
+        return tuple(torch.cat(parts) for parts in zip(*padded, strict=True))
 
     def keep(self, place: str, state: State) -> None:
-        self._cache.keep(place, self._slots_N, state)
+        for row, sequence in enumerate(self._sequences):
+            sequence.states[place] = tuple(part[row : row + 1] for part in state)
 
-    def _write(self, kept_SGCK: Tensor, new_NGTK: Tensor) -> Tensor:
-        """Put the new positions into their slots and return all that those hold up to the longest."""
-        if self._fresh:
-            kept_SGCK[self._slots_N[0], :, : self._longest] = new_NGTK[0]
-            return new_NGTK
-        kept_SGCK[self._slots_N[:, None], :, self._positions_NT] = new_NGTK.transpose(1, 2)
-        return kept_SGCK[:, :, : self._longest].index_select(0, self._slots_N)
+    def _write(self, pool: Tensor, new_BGTK: Tensor) -> None:
+        pool.index_copy_(0, self._places, new_BGTK.transpose(1, 2).flatten(0, 1))
+
+    def _tile(self, first: int, last: int, S: int, rows: list[int]) -> _Tile:
+        padding = -(last - first) % self._cache.queries
+        columns_T = torch.arange(first, last + padding).clamp(max=last - 1)
+        queries_NT = torch.tensor([[self._sequences[row].computed] for row in rows]) + columns_T
+        tables = [self._sequences[row].table[: S // BLOCK] for row in rows]
+        table_NM = torch.tensor([table + [SPARE] * (S // BLOCK - len(table)) for table in tables])
+        places_NS = (table_NM[:, :, None] * BLOCK + torch.arange(BLOCK)).flatten(1)
+        sight = Sight(queries_NT, torch.arange(S)[None])
+        return _Tile(torch.tensor(rows), slice(first, last), places_NS, sight, padding)
+
+
+def _group(sequences: Rows[Sequence], tokens: int) -> dict[tuple[int, int, int], list[int]]:
+    """Rows by (first column, last column, keys seen): the queries between two ends of tiles."""
+    groups: dict[tuple[int, int, int], list[int]] = defaultdict(list)
+    for row, sequence in enumerate(sequences):
+        start, end = sequence.computed, sequence.computed + tokens
+        while start < end:
+            S = (start // TILE + 1) * TILE
+            groups[start - sequence.computed, min(S, end) - sequence.computed, S].append(row)
+            start = S
+    return groups

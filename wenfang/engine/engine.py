@@ -1,22 +1,271 @@
-"""Continuous batching: requests join and leave one running batch, each with its own sampling."""
+"""Continuous batching: requests join and leave one running batch, each with its own way of choosing tokens."""
 
-import queue
 import threading
-from collections import deque
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from wenfang.core.errors import InputError, WenfangError
 from wenfang.core.language import say
-from wenfang.engine.cache import SlotCache
+from wenfang.engine.blocks import BLOCK, BlockPool, CacheError
+from wenfang.engine.completion import Completion, Delta
 from wenfang.engine.params import SamplingParams
+from wenfang.engine.request import Generation, Request, SearchRequest
+from wenfang.engine.runner import Runner
 from wenfang.engine.sampling import Sampler, choose, observe
+from wenfang.engine.scheduler import Scheduler
+from wenfang.engine.search import BeamParams, BeamSearch, ContrastiveParams, ContrastiveSearch, Search
+from wenfang.engine.stream import Stream
 from wenfang.engine.text import TextStream
 from wenfang.model import Decoder, load_model
 from wenfang.tokenizer import Tokenizer
+
+CHUNK = 256
+"""Prompt tokens computed between two tokens of the running requests: a long prompt delays them no longer."""
+
+
+SearchParams = BeamParams | ContrastiveParams
+
+
+class Engine:
+    """Generates for many callers at once. All public methods may be called from any thread.
+
+    Args:
+        model: the decoder, in the dtype it shall compute in.
+        tokenizer: its tokenizer.
+        name: how clients call the model.
+        max_batch: sequences that run at the same time; further ones wait.
+        cache_tokens: places of the key/value cache, shared by all; by default the whole context for each sequence.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        tokenizer: Tokenizer,
+        *,
+        name: str,
+        max_batch: int = 32,
+        cache_tokens: int | None = None,
+    ) -> None:
+        self.name = name
+        self.tokenizer = tokenizer
+        self.vocab_size = model.config.vocab_size
+        blocks = -(-(cache_tokens or max_batch * model.config.context) // BLOCK)
+        self.context = min(model.config.context, blocks * BLOCK)
+        self._max_batch, self._blocks = max_batch, blocks
+        self._runner = Runner(model.eval(), blocks)
+        self._scheduler = Scheduler(BlockPool(blocks), max_batch, reuse=not self._runner.recurrent)
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name=f"engine-{name}", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def load(cls, folder: Path, *, max_batch: int = 32) -> "Engine":
+        """Open a model folder or GGUF file.
+
+        Raises:
+            InputError, ModelError, TokenizerError: the folder or a file in it cannot be used.
+        """
+        model = load_model(folder)
+        tokenizer = load_tokenizer(folder, model_vocab_size=model.config.vocab_size)
+        return cls(model, tokenizer, name=folder.resolve().name, max_batch=max_batch)
+
+    def stream(self, prompt: Sequence[int], params: SamplingParams) -> Stream:
+        """Generate and yield pieces as they are certain. Closing the stream cancels the request.
+
+        Raises:
+            InputError: the prompt is empty or leaves no room in the context, or a parameter does not fit the model.
+            WenfangError: the engine was closed or failed.
+        """
+        request = self._generation(prompt, params)
+        self._submit([request])
+        return Stream(request, self._cancel)
+
+    def generate(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Completion]:
+        """Generate for many prompts; with a seed, prompt i uses seed + i.
+
+        Raises:
+            InputError, WenfangError: as `stream`.
+        """
+        requests = [self._generation(prompt, params, offset=i) for i, prompt in enumerate(prompts)]
+        self._submit(requests)
+        streams = [Stream(request, self._cancel) for request in requests]
+        return [_completion(request, list(stream)) for request, stream in zip(requests, streams, strict=True)]
+
+    def search(self, prompt: Sequence[int], params: SearchParams) -> list[Completion]:
+        """Look for the best continuations: beam search, diverse beams or contrastive search; best first.
+
+        Raises:
+            InputError: as `stream`, or the search needs more rows or cache than there are.
+            WenfangError: the engine was closed or failed.
+        """
+        room = self._room(prompt)
+        limit = room if params.max_tokens is None else min(params.max_tokens, room)
+        request = SearchRequest(list(prompt), _search(params, self.tokenizer.end_id, limit))
+        self._check_width(request, limit)
+        self._submit([request])
+        with Stream(request, self._cancel) as stream:
+            list(stream)
+        return [
+            Completion(self.tokenizer.decode(found.token_ids), found.token_ids, found.finish_reason, score=found.score)
+            for found in request.search.found()
+        ]
+
+    def close(self) -> None:
+        """Stop; running requests end with an error."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _generation(self, prompt: Sequence[int], params: SamplingParams, offset: int = 0) -> Generation:
+        room = self._room(prompt)
+        if (outside := [token for token in params.logit_bias if token >= self.vocab_size]) != []:
+            raise InputError(
+                say(
+                    zh=f"`logit_bias` 的詞元 {outside[0]} 不在詞彙表裡（共 {self.vocab_size} 個）。",
+                    en=f"`logit_bias` names token {outside[0]}, but the vocabulary has {self.vocab_size}.",
+                )
+            )
+        if params.seed is not None:
+            params = replace(params, seed=params.seed + offset)
+        limit = room if params.max_tokens is None else min(params.max_tokens, room)
+        breakers = frozenset(self.tokenizer.encode(text)[-1] for text in params.dry_sequence_breakers)
+        text = TextStream(self.tokenizer, params.stop)
+        return Generation(list(prompt), Sampler(params, list(prompt), breakers), limit, text, self.tokenizer.end_id)
+
+    def _room(self, prompt: Sequence[int]) -> int:
+        """Tokens that can follow the prompt."""
+        room = self.context - len(prompt)
+        if not prompt or room < 1:
+            raise InputError(
+                say(
+                    zh=f"提示有 {len(prompt)} 個 token；上下文是 {self.context}，需在 1 到 {self.context - 1} 之間。",
+                    en=f"The prompt has {len(prompt)} tokens; this model's context is {self.context}, "
+                    f"so it must have between 1 and {self.context - 1}.",
+                )
+            )
+        return room
+
+    def _check_width(self, request: SearchRequest, limit: int) -> None:
+        """Refuse a search that could never have all its rows in the batch and the cache."""
+        shared = len(request.prompt) // BLOCK
+        own = -(-(len(request.prompt) + limit) // BLOCK) - shared
+        most = min(self._max_batch, (self._blocks - shared) // own)
+        if request.width > most:
+            raise InputError(
+                say(
+                    zh=f"搜尋需要 {request.width} 列，這裡最多容得下 {most} 列。請減少寬度或 `max_tokens`。",
+                    en=f"The search needs {request.width} rows, but there is room for {most} here. "
+                    "Lower its width or `max_tokens`.",
+                )
+            )
+
+    def _submit(self, requests: Iterable[Request]) -> None:
+        with self._changed:
+            if self._closing:
+                raise _closed()
+            self._scheduler.add(requests)
+            self._changed.notify()
+
+    def _cancel(self, request: Request) -> None:
+        """A waiting request leaves at once, a running one before the next step."""
+        with self._changed:
+            request.cancelled = True
+            if request in self._scheduler.waiting:
+                self._scheduler.drop(request)
+            self._changed.notify()
+
+    def _run(self) -> None:
+        """The engine's own thread: step while there is work; sleep, with the books checked, when there is none."""
+        while True:
+            with self._changed:
+                if not (self._scheduler.running or self._scheduler.waiting):
+                    self._check_idle()
+                self._changed.wait_for(lambda: self._closing or self._scheduler.waiting or self._scheduler.running)
+                if self._closing:
+                    self._fail(_closed())
+                    return
+                self._scheduler.drop_cancelled()
+                self._scheduler.admit()
+            try:
+                with torch.inference_mode():
+                    self._step()
+            except RuntimeError as error:  # Torch ran out of memory or refused a shape: callers must hear of it.
+                with self._changed:
+                    self._fail(WenfangError(say(zh=f"生成失敗：{error}", en=f"Generation failed: {error}")))
+
+    def _check_idle(self) -> None:
+        try:
+            self._scheduler.check()
+        except CacheError:
+            self._closing = True  # Further texts could be wrong; who asks is told that the engine is closed.
+            raise
+
+    def _fail(self, error: WenfangError) -> None:
+        for request in self._scheduler.clear():
+            request.fail(error)
+
+    def _step(self) -> None:
+        """Some of the prompts still to be read, then one token for every request that is ready."""
+        done: list[tuple[Request, Tensor]] = []
+        with self._changed:
+            prefills = list(self._scheduler.prefills(CHUNK))
+        for request, sequence, tokens in prefills:
+            if request not in self._scheduler.running:  # It stepped back for another one.
+                continue
+            start = sequence.computed
+            (hidden_TD,) = self._runner.run([sequence], tokens)
+            sequence.advance(self._scheduler.pool, tokens)
+            request.read(start, hidden_TD, self._runner.logits)
+            if not sequence.waiting:
+                done.append((request, hidden_TD[-1:]))
+        with self._changed:
+            decoding = self._scheduler.decodes()
+        if rows := [sequence for request in decoding for sequence in request.sequences]:
+            hidden_ND = self._runner.run(rows, 1)[:, 0]
+            for request in decoding:
+                if request.reads_prompt:
+                    request.read(
+                        request.sequences[0].computed,
+                        hidden_ND[rows.index(request.sequences[0])][None],
+                        self._runner.logits,
+                    )
+            for sequence in rows:
+                sequence.advance(self._scheduler.pool, 1)
+            done += zip(decoding, hidden_ND.split([len(r.sequences) for r in decoding]), strict=True)
+        if done:
+            self._choose(done)
+
+    def _choose(self, done: list[tuple[Request, Tensor]]) -> None:
+        """One lm_head for everybody, then each request goes on in its own way."""
+        counts = [len(hidden_ND) for _, hidden_ND in done]
+        logits_NV = self._runner.logits(torch.cat([hidden_ND for _, hidden_ND in done]))
+        drawn: list[tuple[Generation, Tensor]] = []
+        for (request, hidden_BD), logits_BV in zip(done, logits_NV.split(counts), strict=True):
+            if isinstance(request, Generation):
+                drawn.append((request, logits_BV))
+            elif isinstance(request, SearchRequest):
+                self._branch(request, logits_BV, hidden_BD)
+        if drawn:
+            tokens = choose(torch.cat([row_1V for _, row_1V in drawn]), [request.sampler for request, _ in drawn])
+            for (request, row_1V), token in zip(drawn, tokens, strict=True):
+                observe(row_1V[0], token, request.sampler)
+                request.accept(token, row_1V[0])
+        with self._changed:
+            for request, _ in done:
+                if request.finished:
+                    self._scheduler.drop(request)
+
+    def _branch(self, request: SearchRequest, logits_BV: Tensor, hidden_BD: Tensor) -> None:
+        if children := request.search.expand(logits_BV, hidden_BD):
+            request.branch(children, self._scheduler.pool, self._runner)
+        else:
+            request.finish()
 
 
 def load_tokenizer(folder: Path, *, model_vocab_size: int) -> Tokenizer:
@@ -35,209 +284,21 @@ def load_tokenizer(folder: Path, *, model_vocab_size: int) -> Tokenizer:
     return Tokenizer.load(folder, model_vocab_size=model_vocab_size)
 
 
-@dataclass(frozen=True)
-class Delta:
-    """A piece of a completion as it is written."""
-
-    text: str
-    finish_reason: str | None
-    """`stop` or `length` on the last piece, None before."""
-    completion_tokens: int
-    """Tokens generated so far."""
+def _search(params: SearchParams, end_id: int, limit: int) -> Search:
+    if isinstance(params, BeamParams):
+        return BeamSearch(params, end_id, limit)
+    return ContrastiveSearch(params, end_id, limit)
 
 
-@dataclass(frozen=True)
-class Completion:
-    """A whole completion."""
-
-    text: str
-    token_ids: list[int]
-    finish_reason: str
-
-
-@dataclass
-class _Request:
-    prompt: list[int]
-    params: SamplingParams
-    limit: int
-    sampler: Sampler
-    text: TextStream
-    deltas: "queue.SimpleQueue[Delta | Exception]" = field(default_factory=queue.SimpleQueue)
-    slot: int = -1
-    cancelled: bool = False
+def _completion(request: Generation, deltas: list[Delta]) -> Completion:
+    return Completion(
+        "".join(delta.text for delta in deltas),
+        request.written,
+        deltas[-1].finish_reason or "stop",
+        [logprob for delta in deltas for logprob in delta.logprobs],
+        [logprob for delta in deltas for logprob in delta.prompt_logprobs],
+    )
 
 
-class Engine:
-    """Generates for many callers at once. All public methods may be called from any thread.
-
-    Args:
-        model: the decoder, in the dtype it shall compute in.
-        tokenizer: its tokenizer.
-        name: how clients call the model.
-        max_batch: sequences that run at the same time; further ones wait.
-    """
-
-    def __init__(self, model: Decoder, tokenizer: Tokenizer, *, name: str, max_batch: int = 32) -> None:
-        self.name = name
-        self.tokenizer = tokenizer
-        self.context = model.config.context
-        self._model = model.eval()
-        self._cache = SlotCache(model, max_batch)
-        self._waiting: deque[_Request] = deque()
-        self._running: list[_Request] = []
-        self._changed = threading.Condition()
-        self._closing = False
-        self._thread = threading.Thread(target=self._run, name=f"engine-{name}", daemon=True)
-        self._thread.start()
-
-    @classmethod
-    def load(cls, folder: Path, *, max_batch: int = 32) -> "Engine":
-        """Open a model folder or GGUF file.
-
-        Raises:
-            InputError, ModelError, TokenizerError: the folder or a file in it cannot be used.
-        """
-        model = load_model(folder)
-        tokenizer = load_tokenizer(folder, model_vocab_size=model.config.vocab_size)
-        return cls(model, tokenizer, name=folder.resolve().name, max_batch=max_batch)
-
-    def stream(self, prompt: Sequence[int], params: SamplingParams) -> Generator[Delta, None, None]:
-        """Generate and yield pieces as they are certain. Closing the iterator cancels the request.
-
-        Raises:
-            InputError: the prompt is empty or leaves no room in the context.
-            WenfangError: the engine was closed or failed.
-        """
-        request = self._request(prompt, params)
-        self._submit([request])
-        return self._deltas(request)
-
-    def generate(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Completion]:
-        """Generate for many prompts; with a seed, prompt i uses seed + i.
-
-        Raises:
-            InputError, WenfangError: as `stream`.
-        """
-        requests = [self._request(prompt, params, offset=i) for i, prompt in enumerate(prompts)]
-        self._submit(requests)
-        completions = []
-        for request in requests:
-            deltas = list(self._deltas(request))
-            text = "".join(delta.text for delta in deltas)
-            completions.append(Completion(text, request.sampler.written, deltas[-1].finish_reason or "stop"))
-        return completions
-
-    def close(self) -> None:
-        """Stop; running requests end with an error."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify()
-        self._thread.join()
-
-    def _request(self, prompt: Sequence[int], params: SamplingParams, offset: int = 0) -> _Request:
-        room = self.context - len(prompt)
-        if not prompt or room < 1:
-            raise InputError(
-                say(
-                    zh=f"提示有 {len(prompt)} 個 token；上下文是 {self.context}，需在 1 到 {self.context - 1} 之間。",
-                    en=f"The prompt has {len(prompt)} tokens; this model's context is {self.context}, "
-                    f"so it must have between 1 and {self.context - 1}.",
-                )
-            )
-        limit = room if params.max_tokens is None else min(params.max_tokens, room)
-        if params.seed is not None:
-            params = replace(params, seed=params.seed + offset)
-        breakers = frozenset(self.tokenizer.encode(text)[-1] for text in params.dry_sequence_breakers)
-        sampler = Sampler(params, list(prompt), breakers)
-        return _Request(list(prompt), params, limit, sampler, TextStream(self.tokenizer, params.stop))
-
-    def _submit(self, requests: list[_Request]) -> None:
-        with self._changed:
-            if self._closing:
-                raise WenfangError(say(zh="引擎已關閉。", en="The engine is closed."))
-            self._waiting.extend(requests)
-            self._changed.notify()
-
-    def _deltas(self, request: _Request) -> Generator[Delta, None, None]:
-        try:
-            while True:
-                item = request.deltas.get()
-                if isinstance(item, Exception):
-                    raise item
-                yield item
-                if item.finish_reason:
-                    return
-        finally:
-            request.cancelled = True
-
-    def _run(self) -> None:
-        """The engine's own thread: admit, step, repeat; sleep when there is nothing to do."""
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._closing or self._waiting or self._running)
-                if self._closing:
-                    self._fail(WenfangError(say(zh="引擎已關閉。", en="The engine is closed.")))
-                    return
-            try:
-                with torch.inference_mode():
-                    self._admit()
-                    self._step()
-            except RuntimeError as error:  # Torch ran out of memory or refused a shape: callers must hear of it.
-                with self._changed:
-                    self._fail(WenfangError(say(zh=f"生成失敗：{error}", en=f"Generation failed: {error}")))
-
-    def _fail(self, error: WenfangError) -> None:
-        for request in [*self._running, *self._waiting]:
-            request.deltas.put(error)
-            if request.slot >= 0:
-                self._cache.give_back(request.slot)
-        self._running, self._waiting = [], deque()
-
-    def _admit(self) -> None:
-        """Move waiting requests into free slots: run their prompts and choose their first token."""
-        while self._waiting and self._cache.free:
-            request = self._waiting.popleft()
-            if request.cancelled:
-                continue
-            request.slot = self._cache.take()
-            self._running.append(request)
-            ids_1T = torch.tensor([request.prompt])
-            positions_1T = torch.arange(len(request.prompt))[None]
-            logits_1TV = self._model(ids_1T, positions_1T, self._cache.prefill(request.slot, 0, len(request.prompt)))
-            self._choose([request], logits_1TV[:, -1])
-
-    def _step(self) -> None:
-        """One token for every running request."""
-        for request in [r for r in self._running if r.cancelled]:
-            self._retire(request)
-        if not self._running:
-            return
-        requests = list(self._running)
-        slots_N = torch.tensor([r.slot for r in requests])
-        positions_N = torch.tensor([len(r.prompt) + len(r.sampler.written) - 1 for r in requests])
-        ids_N1 = torch.tensor([[r.sampler.written[-1]] for r in requests])
-        memory = self._cache.decode(slots_N, positions_N)
-        logits_N1V = self._model(ids_N1, positions_N[:, None], memory)
-        self._choose(requests, logits_N1V[:, 0])
-
-    def _choose(self, requests: list[_Request], logits_NV: torch.Tensor) -> None:
-        tokens = choose(logits_NV, [r.sampler for r in requests])
-        for i, (request, token) in enumerate(zip(requests, tokens, strict=True)):
-            observe(logits_NV[i], token, request.sampler)
-            self._accept(request, token)
-
-    def _accept(self, request: _Request, token: int) -> None:
-        request.sampler.written.append(token)
-        ended = token == self.tokenizer.end_id
-        text = "" if ended else request.text.push(token)
-        if not ended and not request.text.stopped and len(request.sampler.written) < request.limit:
-            request.deltas.put(Delta(text, None, len(request.sampler.written)))
-            return
-        text += request.text.finish()
-        reason = "stop" if ended or request.text.stopped else "length"
-        request.deltas.put(Delta(text, reason, len(request.sampler.written)))
-        self._retire(request)
-
-    def _retire(self, request: _Request) -> None:
-        self._running.remove(request)
-        self._cache.give_back(request.slot)
+def _closed() -> WenfangError:
+    return WenfangError(say(zh="引擎已關閉。", en="The engine is closed."))

@@ -1,0 +1,150 @@
+"""What a caller has asked for, under way: its rows in the batch and what has been written."""
+
+import queue
+from collections import Counter
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from wenfang.engine.blocks import BlockPool
+from wenfang.engine.completion import Delta, TokenLogprob, token_logprobs
+from wenfang.engine.params import SamplingParams
+from wenfang.engine.runner import Runner
+from wenfang.engine.sampling import Sampler
+from wenfang.engine.search import Child, Search
+from wenfang.engine.sequence import Sequence
+from wenfang.engine.text import TextStream
+
+
+class Head(Protocol):
+    """The model's output projection: hidden_ND → logits_NV."""
+
+    def __call__(self, hidden_ND: Tensor) -> Tensor: ...
+
+
+class Request:
+    """One or several rows of the batch that belong together.
+
+    Args:
+        prompt: token ids.
+        width: most rows it will ever have.
+    """
+
+    def __init__(self, prompt: list[int], width: int = 1) -> None:
+        self.prompt = prompt
+        self.width = width
+        self.arrival = -1
+        self.sequences = [Sequence(list(prompt))]
+        self.events: queue.SimpleQueue[Delta | Exception] = queue.SimpleQueue()
+        self.cancelled = False
+        self.finished = False
+        self._prompt_read = 0
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether it still needs the model's output for every token of the prompt, cached or not."""
+        return self._wants_prompt and self._prompt_read < len(self.prompt)
+
+    @property
+    def _wants_prompt(self) -> bool:
+        return False
+
+    def read(self, start: int, hidden_TD: Tensor, head: Head) -> None:
+        """Take the output for prompt tokens from `start` on; a part seen before, as after a preemption, is skipped."""
+        skip = self._prompt_read - start
+        if self._wants_prompt and skip < len(hidden_TD):
+            self._read(hidden_TD[skip:], head)
+            self._prompt_read = start + len(hidden_TD)
+
+    def _read(self, hidden_TD: Tensor, head: Head) -> None:
+        raise NotImplementedError
+
+    def fail(self, error: Exception) -> None:
+        """Tell the caller that nothing more will come."""
+        self.finished = True
+        self.events.put(error)
+
+
+class Generation(Request):
+    """A completion drawn token by token."""
+
+    def __init__(self, prompt: list[int], sampler: Sampler, limit: int, text: TextStream, end_id: int) -> None:
+        super().__init__(prompt)
+        self.sampler = sampler
+        self.params: SamplingParams = sampler.params
+        self._limit = limit
+        self._text = text
+        self._end_id = end_id
+        self._prompt_logprobs: list[TokenLogprob | None] = []
+        self._last_prompt_logits_V: Tensor | None = None
+
+    @property
+    def written(self) -> list[int]:
+        """Token ids of the completion so far."""
+        return self.sampler.written
+
+    def accept(self, token: int, logits_V: Tensor) -> None:
+        """Take in the token that was chosen from these logits."""
+        self.written.append(token)
+        self.sequences[0].tokens.append(token)
+        logprobs: tuple[TokenLogprob, ...] = ()
+        if self.params.logprobs is not None:
+            logprobs = tuple(token_logprobs(logits_V[None], [token], self.params.logprobs))
+        prompt_logprobs, self._prompt_logprobs = tuple(self._prompt_logprobs), []
+        ended = token == self._end_id
+        text, reason = "" if ended else self._text.push(token), None
+        if ended or self._text.stopped or len(self.written) >= self._limit:
+            text += self._text.finish()
+            reason = "stop" if ended or self._text.stopped else "length"
+            self.finished = True
+        self.events.put(Delta(text, reason, len(self.written), logprobs, prompt_logprobs))
+
+    @property
+    def _wants_prompt(self) -> bool:
+        return self.params.prompt_logprobs
+
+    def _read(self, hidden_TD: Tensor, head: Head) -> None:
+        logits_TV = head(hidden_TD).float()
+        if self._last_prompt_logits_V is None:
+            self._prompt_logprobs.append(None)
+        else:
+            logits_TV = torch.cat((self._last_prompt_logits_V[None], logits_TV))
+        targets = self.prompt[len(self._prompt_logprobs) :][: len(logits_TV)]
+        self._prompt_logprobs += token_logprobs(logits_TV[: len(targets)], targets, self.params.logprobs or 0)
+        self._last_prompt_logits_V = logits_TV[-1]
+
+
+class SearchRequest(Request):
+    """Several continuations of one prompt that a search keeps, drops and branches."""
+
+    def __init__(self, prompt: list[int], search: Search) -> None:
+        super().__init__(prompt, search.width)
+        self.search = search
+
+    def branch(self, children: list[Child], pool: BlockPool, runner: Runner) -> None:
+        """Let the rows continue as the search decided. A row with several children is forked, one with none ends."""
+        parents = Counter(parent for parent, _ in children)
+        rows = {}
+        for parent, count in parents.items():
+            sequence = self.sequences[parent]
+            rows[parent] = [sequence, *(runner.fork(sequence, pool) for _ in range(count - 1))]
+        for row, sequence in enumerate(self.sequences):
+            if row not in parents:
+                sequence.release(pool)
+        self.sequences = []
+        for parent, token in children:
+            self.sequences.append(rows[parent].pop())
+            self.sequences[-1].tokens.append(token)
+
+    def finish(self) -> None:
+        """Tell the caller that the results are there."""
+        self.finished = True
+        self.events.put(Delta("", "stop", 0))
+
+    @property
+    def _wants_prompt(self) -> bool:
+        return self.search.reads_prompt
+
+    def _read(self, hidden_TD: Tensor, head: Head) -> None:
+        self.search.read(hidden_TD)

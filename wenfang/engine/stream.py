@@ -1,0 +1,58 @@
+"""A request's pieces for the one who waits for them."""
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Protocol, Self
+
+from wenfang.engine.completion import Delta
+from wenfang.engine.request import Request
+
+
+class Stream:
+    """Iterates over a request's pieces as they come; closing it, at any time, cancels the request."""
+
+    def __init__(self, request: Request, cancel: "CancelRequest") -> None:
+        self._request = request
+        self._cancel = cancel
+        self._ended = False
+
+    def __iter__(self) -> Iterator[Delta]:
+        return self
+
+    def __next__(self) -> Delta:
+        """The next piece, waiting for it.
+
+        Raises:
+            WenfangError: the engine was closed or failed.
+        """
+        if self._ended:
+            raise StopIteration
+        item = self._request.events.get()
+        self._ended = isinstance(item, Exception) or item.finish_reason is not None
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    def close(self) -> None:
+        """Cancel what is not finished and free its place at once."""
+        if not self._ended:
+            self._ended = True
+            self._cancel(self._request)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # Not `close`: a collection may run inside the scheduler itself. The engine looks at the flag before each step.
+        self._request.cancelled = True
+
+
+class CancelRequest(Protocol):
+    """What a stream calls when nobody listens any more."""
+
+    def __call__(self, request: Request) -> None: ...
