@@ -10,7 +10,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from wenfang.engine import Completion, Engine, SamplingParams
-from wenfang.engine import engine as engine_module
+from wenfang.engine import batch as batch_module
 from wenfang.model import Decoder
 from wenfang.model.mixers.config import Mamba2Config
 from wenfang.model.parts import MlaConfig
@@ -116,7 +116,7 @@ def make_variant(model: Decoder, changes: dict, dtype: torch.dtype) -> Decoder:
 def test_every_schedule_gives_the_texts_of_one_request_at_a_time(
     model: Decoder, tokenizer_folder: Path, variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "CHUNK", 24)
+    monkeypatch.setattr(batch_module, "CHUNK", 24)
     decoder = make_variant(model, *VARIANTS[variant][:2])
     tolerance = VARIANTS[variant][2]
     tokenizer = Tokenizer.load(tokenizer_folder)

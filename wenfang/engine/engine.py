@@ -6,26 +6,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from wenfang.core.errors import InputError, WenfangError
 from wenfang.core.language import say
+from wenfang.engine.batch import Batch
 from wenfang.engine.blocks import BLOCK, BlockPool, CacheError
 from wenfang.engine.completion import Completion, Delta
 from wenfang.engine.params import SamplingParams
 from wenfang.engine.request import Generation, Request, SearchRequest
 from wenfang.engine.runner import Runner
-from wenfang.engine.sampling import Sampler, choose, observe
+from wenfang.engine.sampling import Sampler
 from wenfang.engine.scheduler import Scheduler
 from wenfang.engine.search import BeamParams, BeamSearch, ContrastiveParams, ContrastiveSearch, Search
 from wenfang.engine.stream import Stream
-from wenfang.engine.text import TextStream
+from wenfang.engine.text import TextStream, continuation
 from wenfang.model import Decoder, load_model
 from wenfang.tokenizer import Tokenizer
-
-CHUNK = 256
-"""Prompt tokens computed between two tokens of the running requests: a long prompt delays them no longer."""
-
 
 SearchParams = BeamParams | ContrastiveParams
 
@@ -59,6 +55,7 @@ class Engine:
         self._runner = Runner(model.eval(), blocks)
         self._scheduler = Scheduler(BlockPool(blocks), max_batch, reuse=not self._runner.recurrent)
         self._changed = threading.Condition()
+        self._batch = Batch(self._runner, self._scheduler, self._changed)
         self._closing = False
         self._thread = threading.Thread(target=self._run, name=f"engine-{name}", daemon=True)
         self._thread.start()
@@ -111,7 +108,12 @@ class Engine:
         with Stream(request, self._cancel) as stream:
             list(stream)
         return [
-            Completion(self.tokenizer.decode(found.token_ids), found.token_ids, found.finish_reason, score=found.score)
+            Completion(
+                continuation(self.tokenizer, prompt, found.token_ids),
+                found.token_ids,
+                found.finish_reason,
+                score=found.score,
+            )
             for found in request.search.found()
         ]
 
@@ -135,7 +137,7 @@ class Engine:
             params = replace(params, seed=params.seed + offset)
         limit = room if params.max_tokens is None else min(params.max_tokens, room)
         breakers = frozenset(self.tokenizer.encode(text)[-1] for text in params.dry_sequence_breakers)
-        text = TextStream(self.tokenizer, params.stop)
+        text = TextStream(self.tokenizer, params.stop, prompt)
         return Generation(list(prompt), Sampler(params, list(prompt), breakers), limit, text, self.tokenizer.end_id)
 
     def _room(self, prompt: Sequence[int]) -> int:
@@ -194,7 +196,7 @@ class Engine:
                 self._scheduler.admit()
             try:
                 with torch.inference_mode():
-                    self._step()
+                    self._batch.step()
             except RuntimeError as error:  # Torch ran out of memory or refused a shape: callers must hear of it.
                 with self._changed:
                     self._fail(WenfangError(say(zh=f"生成失敗：{error}", en=f"Generation failed: {error}")))
@@ -209,63 +211,6 @@ class Engine:
     def _fail(self, error: WenfangError) -> None:
         for request in self._scheduler.clear():
             request.fail(error)
-
-    def _step(self) -> None:
-        """Some of the prompts still to be read, then one token for every request that is ready."""
-        done: list[tuple[Request, Tensor]] = []
-        with self._changed:
-            prefills = list(self._scheduler.prefills(CHUNK))
-        for request, sequence, tokens in prefills:
-            if request not in self._scheduler.running:  # It stepped back for another one.
-                continue
-            start = sequence.computed
-            (hidden_TD,) = self._runner.run([sequence], tokens)
-            sequence.advance(self._scheduler.pool, tokens)
-            request.read(start, hidden_TD, self._runner.logits)
-            if not sequence.waiting:
-                done.append((request, hidden_TD[-1:]))
-        with self._changed:
-            decoding = self._scheduler.decodes()
-        if rows := [sequence for request in decoding for sequence in request.sequences]:
-            hidden_ND = self._runner.run(rows, 1)[:, 0]
-            for request in decoding:
-                if request.reads_prompt:
-                    request.read(
-                        request.sequences[0].computed,
-                        hidden_ND[rows.index(request.sequences[0])][None],
-                        self._runner.logits,
-                    )
-            for sequence in rows:
-                sequence.advance(self._scheduler.pool, 1)
-            done += zip(decoding, hidden_ND.split([len(r.sequences) for r in decoding]), strict=True)
-        if done:
-            self._choose(done)
-
-    def _choose(self, done: list[tuple[Request, Tensor]]) -> None:
-        """One lm_head for everybody, then each request goes on in its own way."""
-        counts = [len(hidden_ND) for _, hidden_ND in done]
-        logits_NV = self._runner.logits(torch.cat([hidden_ND for _, hidden_ND in done]))
-        drawn: list[tuple[Generation, Tensor]] = []
-        for (request, hidden_BD), logits_BV in zip(done, logits_NV.split(counts), strict=True):
-            if isinstance(request, Generation):
-                drawn.append((request, logits_BV))
-            elif isinstance(request, SearchRequest):
-                self._branch(request, logits_BV, hidden_BD)
-        if drawn:
-            tokens = choose(torch.cat([row_1V for _, row_1V in drawn]), [request.sampler for request, _ in drawn])
-            for (request, row_1V), token in zip(drawn, tokens, strict=True):
-                observe(row_1V[0], token, request.sampler)
-                request.accept(token, row_1V[0])
-        with self._changed:
-            for request, _ in done:
-                if request.finished:
-                    self._scheduler.drop(request)
-
-    def _branch(self, request: SearchRequest, logits_BV: Tensor, hidden_BD: Tensor) -> None:
-        if children := request.search.expand(logits_BV, hidden_BD):
-            request.branch(children, self._scheduler.pool, self._runner)
-        else:
-            request.finish()
 
 
 def load_tokenizer(folder: Path, *, model_vocab_size: int) -> Tokenizer:
