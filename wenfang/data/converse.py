@@ -135,7 +135,11 @@ def _request(poem: LabelledPoem, config: ConverseConfig) -> str:
 
 def _readme(config: ConverseConfig, summary: Summary) -> str:
     options = ", ".join(f"{name}={value!r}" for name, value in config.model_dump(exclude={"corpus"}).items())
-    return f"""# Conversations that ask for regulated verse 求詩對話
+    return f"""---
+language: zh
+license: mit
+---
+# Conversations that ask for regulated verse 求詩對話
 
 {summary["train_conversations"]:,} for training and {summary["validation_conversations"]:,} for validation, by
 different poets. Left out for their long titles: {summary["long_titles_left_out"]:,}. One JSON object per line in the

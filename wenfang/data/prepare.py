@@ -183,7 +183,11 @@ def _readme(config: PrepareConfig, splits: dict[str, _Split], summary: Summary) 
         f"{splits['validation'].forms[dynasty, form]:,} |"
         for dynasty, form in forms
     )
-    return f"""# Corpus of regulated verse 近體詩語料
+    return f"""---
+language: zh
+license: mit
+---
+# Corpus of regulated verse 近體詩語料
 
 {summary["poems"]:,} poems, {summary["characters"]:,} characters, {summary["regular_share"]:.1%} of them keep every
 tonal rule and rhyme by the Pingshui book; the plan of the others reads 不拘格律. Traditional Chinese.

@@ -8,7 +8,7 @@ import torch
 
 from wenfang.core.allocator import keep_freed_memory
 from wenfang.core.artifact import Summary
-from wenfang.core.hardware import detect
+from wenfang.core.hardware import detect, matmul_flops
 from wenfang.core.language import say
 from wenfang.core.report import Reporter, Track
 from wenfang.model import Decoder
@@ -17,8 +17,8 @@ from wenfang.train.config import TrainConfig
 from wenfang.train.dropout import add_dropout
 from wenfang.train.guard import Guard
 from wenfang.train.interruption import Interruption
-from wenfang.train.meter import Meter
-from wenfang.train.objective import Batch, Dataset, Objective, Task
+from wenfang.train.meter import Meter, bits_of
+from wenfang.train.objective import Batch, Dataset, Objective, Task, activation_dtype
 from wenfang.train.optimizer import clip_gradients, make_optimizers
 from wenfang.train.packing import batch_rows
 from wenfang.train.schedule import rate, set_rate
@@ -76,7 +76,8 @@ class _Run:
         flops = self._model.config.training_flops(
             self._config.batch * self._config.accumulate * self._config.context, self._config.context
         )
-        self._meter = Meter(flops, self._task.training.characters_per_token, self._progress.losses)
+        peak = matmul_flops(str(activation_dtype(self._config)).removeprefix("torch."))
+        self._meter = Meter(flops, peak, self._task.training.characters_per_token, self._progress.losses)
 
     def train(self, track: Track, interruption: Interruption) -> None:
         """Every step that is left."""
@@ -171,7 +172,7 @@ class _Run:
             self._model.eval()
         nats = progress.validation_loss = mean_loss(self._measure, self._model, data, self._config.batch)
         self._model.train()
-        bits = Meter(0.0, data.characters_per_token, []).bits(nats)
+        bits = bits_of(nats, data.characters_per_token)
         named = {f"validation_{name}": value for name, value in ({"loss": nats} | bits).items()}
         self._report.metric(step=progress.step, **named)
         self._meter.restart()

@@ -35,7 +35,7 @@ def run(config: MergeAdapterConfig, out: Path, report: Reporter) -> Summary:
             bos_id=tokenizer.bos_id,
             end_id=tokenizer.end_id,
             dtype=getattr(torch, config.save_as),
-            card=model_card("train.merge-adapter", config, summary),
+            card=model_card("train.merge-adapter", config, summary, out),
         )
     return summary
 

@@ -62,7 +62,7 @@ def run(config: PretrainConfig, out: Path, report: Reporter) -> Summary:
         bos_id=tokenizer.bos_id,
         end_id=tokenizer.end_id,
         dtype=getattr(torch, config.save_as),
-        card=model_card("train.pretrain", config, summary),
+        card=model_card("train.pretrain", config, summary, out),
     )
     return summary
 

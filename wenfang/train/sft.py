@@ -58,7 +58,7 @@ def run(config: SftConfig, out: Path, report: Reporter) -> Summary:
             bos_id=tokenizer.bos_id,
             end_id=tokenizer.end_id,
             dtype=getattr(torch, config.save_as),
-            card=model_card("train.sft", config, summary),
+            card=model_card("train.sft", config, summary, out),
         )
     return summary
 
