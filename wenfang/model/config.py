@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from wenfang.core.config import Config
 from wenfang.model.mixers.config import GatedDeltaNetConfig, Mamba2Config, Rwkv7Config, TttConfig
-from wenfang.model.parts import Count, MlaConfig, MoeConfig, Pattern, Positive, RopeConfig, T
+from wenfang.model.parts import Count, MlaConfig, MoeConfig, Pattern, Positive, RetroConfig, RopeConfig, T
 
 Mixer = Literal["attention", "mamba2", "gated_deltanet", "rwkv7", "ttt"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu2"]
@@ -78,6 +78,10 @@ class DecoderConfig(Config):
     moe: MoeConfig | None = None
     """Experts instead of the dense feed-forward."""
 
+    # Retrieval
+    retro: RetroConfig | None = None
+    """Cross-attention over neighbours that the memory brings; without them the model is as it would be without this."""
+
     # Norms, embeddings and head
     norm: Literal["rms", "layer"] = "rms"
     """RMSNorm (Zhang & Sennrich 2019) or LayerNorm (Ba et al. 2016)."""
@@ -109,6 +113,10 @@ class DecoderConfig(Config):
             raise ValueError(f"mla.rope_dim ({self.mla.rope_dim}) must be less than head_dim ({self.head_dim})")
         if self.token_shift and self.moe:
             raise ValueError("token_shift and moe exclude each other")
+        if self.retro and self.retro.layers[-1] >= self.layers:
+            raise ValueError(f"retro.layers ({list(self.retro.layers)}) must be less than layers ({self.layers})")
+        if self.retro and not self.hidden:
+            raise ValueError("retro needs hidden, the width inside the neighbours' encoder")
         if self.norm == "rms" and self.norm_bias:
             raise ValueError("norm_bias needs norm=layer")
         return self

@@ -20,10 +20,12 @@ from wenfang.model.mixers.recurrent import RecurrentMixer
 from wenfang.model.mixers.rwkv7 import ShiftedFeedForward
 from wenfang.model.norm import make_norm
 from wenfang.model.position import Rotation, rotation, sinusoids
+from wenfang.model.retro import ChunkedCrossAttention, Retrieval
 
 
 class Block(nn.Module):
-    """Residual block: a sequence mixer, then a feed-forward, each with norms before it, on its output, or both."""
+    """Residual block: a sequence mixer, then a feed-forward, each with norms before it, on its output, or both; in some
+    layers cross-attention over neighbours between them."""
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
@@ -31,12 +33,18 @@ class Block(nn.Module):
         self.mixer_norm = make_norm(config) if pre else nn.Identity()
         self.mixer = make_mixer(config, layer)
         self.mixer_post_norm = make_norm(config) if post else nn.Identity()
+        retro = config.retro
+        self.cross = ChunkedCrossAttention(config, layer, retro) if retro and layer in retro.layers else None
         self.mlp = _make_feed_forward(config, layer)
         self.mlp_norm = make_norm(config) if pre and self.mlp else nn.Identity()
         self.mlp_post_norm = make_norm(config) if post and self.mlp else nn.Identity()
 
-    def forward(self, x_BTD: Tensor, memory: Memory, rotation: Rotation | None) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, memory: Memory, rotation: Rotation | None, retrieval: Retrieval | None = None
+    ) -> Tensor:
         x_BTD = x_BTD + self.mixer_post_norm(self.mixer(self.mixer_norm(x_BTD), memory, rotation))
+        if self.cross is not None and retrieval is not None:
+            x_BTD = x_BTD + self.cross(x_BTD, retrieval)
         if self.mlp is None:
             return x_BTD
         return x_BTD + self.mlp_post_norm(self.mlp(self.mlp_norm(x_BTD), memory))
@@ -114,9 +122,9 @@ class Decoder(nn.Module):
         elif self.config.absolute_positions == "sinusoidal":
             x_BTD = x_BTD + sinusoids(positions_BT, self.config.dim).to(dtype)
         x_BTD = self.embed_norm(x_BTD)
-        rotations = self._rotations(positions_BT, dtype)
+        rotations, retrieval = self._rotations(positions_BT, dtype), self._retrieval(positions_BT, memory, dtype)
         for layer, block in enumerate(self.layers):
-            x_BTD = block(x_BTD, memory, rotations[self._rope_of[layer]])
+            x_BTD = block(x_BTD, memory, rotations[self._rope_of[layer]], retrieval)
         return self.norm(x_BTD)
 
     def logits(self, x_BTD: Tensor) -> Tensor:
@@ -153,6 +161,13 @@ class Decoder(nn.Module):
             None if rope is None else rotation(rope, self.config.rope_width(rope), positions_BT, dtype)
             for rope in self._ropes
         ]
+
+    def _retrieval(self, positions_BT: Tensor, memory: Memory, dtype: torch.dtype) -> Retrieval | None:
+        """Neighbours for the layers that attend to them; None where there are none and none can have been before."""
+        retro = self.config.retro
+        if retro is None or (memory.neighbours_BSNR is None and not memory.lasting):
+            return None
+        return Retrieval(retro, memory, positions_BT, lambda ids: self.embed(ids, dtype))
 
 
 def _make_feed_forward(config: DecoderConfig, layer: int) -> nn.Module | None:

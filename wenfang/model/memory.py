@@ -123,6 +123,9 @@ class Memory:
         """What layers ask training to minimise besides the likelihood, per token."""
         self.first_values_BTE: Tensor | None = None
         """Values of the call's first RWKV-7 layer, which its later ones mix in."""
+        self.neighbours_BSNR: Tensor | None = None
+        """For a decoder with retrieval: token ids of the neighbours of each chunk that the call completes, −1 where
+        there is no token; set by the caller (see `wenfang.model.retro`)."""
         self._sight: Sight | None = None
 
     def attend(self, layer: int, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTV: Tensor, spec: AttentionSpec) -> Tensor:

@@ -1,4 +1,4 @@
-"""The nested parts of a decoder's config: rotary embedding, latent attention, mixture of experts."""
+"""The nested parts of a decoder's config: rotary embedding, latent attention, mixture of experts, retrieval."""
 
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -147,4 +147,28 @@ class MoeConfig(Config):
         available = self.experts // self.groups * self.active_groups
         if self.active > available:
             raise ValueError(f"active ({self.active}) must not exceed the experts it may choose from ({available})")
+        return self
+
+
+class RetroConfig(Config):
+    """Chunked cross-attention over neighbours (RETRO, Borgeaud et al. 2022)."""
+
+    chunk: int = Field(default=16, gt=1)
+    """Tokens that neighbours are looked up for together; a neighbour is a chunk and the one that follows it."""
+    neighbours: Count = 2
+    """Neighbours of each chunk."""
+    layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(1,), min_length=1)
+    """Layers with cross-attention, counted from 0, rising."""
+    encoder_layers: Count = 1
+    """Bidirectional layers over the neighbours; the first also reads the chunk they were found for."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Neighbours of a chunk, tokens of each."""
+        return self.neighbours, 2 * self.chunk
+
+    @model_validator(mode="after")
+    def _check_layers(self) -> Self:
+        if list(self.layers) != sorted(set(self.layers)):
+            raise ValueError(f"retro.layers ({list(self.layers)}) must rise")
         return self

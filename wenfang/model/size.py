@@ -21,11 +21,22 @@ def parameters(config: DecoderConfig) -> int:
 
 
 def matmul_parameters(config: DecoderConfig) -> int:
-    """Weights in a matrix product for each token: the look-up left out, the active experts only."""
+    """Weights in a matrix product for each token: the look-up left out, the active experts only, those that read
+    neighbours once for each of a neighbour's tokens."""
     model = _skeleton(config)
     matrices = sum(weight.numel() for weight in model.parameters() if weight.ndim >= 2)
     looked_up = 0 if config.tie_embeddings else model.embed_tokens.weight.numel()
     if model.embed_positions is not None:
         looked_up += model.embed_positions.weight.numel()
     idle = sum(module.idle_parameters for module in model.modules() if isinstance(module, Experts))
-    return matrices - looked_up - idle
+    return matrices - looked_up - idle + _read_again(model)
+
+
+def _read_again(model: Decoder) -> int:
+    """What the encoder of neighbours and their keys and values add beyond once: a chunk's neighbours have together
+    2 · neighbours tokens for each of its own."""
+    if model.config.retro is None:
+        return 0
+    reading = (".cross.encoder.", ".cross.attention.k_proj.", ".cross.attention.v_proj.")
+    weights = sum(w.numel() for name, w in model.named_parameters() if w.ndim >= 2 and any(p in name for p in reading))
+    return weights * (2 * model.config.retro.neighbours - 1)
