@@ -268,7 +268,9 @@ def loss_of(model: Decoder, ids: Tensor, found: Tensor) -> Tensor:
 
 
 def test_training_compiles_into_one_graph_and_every_weight_learns() -> None:
-    eager, compiled = make(CONFIG), make(CONFIG)
+    retro = RETRO.model_copy(update={"layers": (0, 1), "encoder_layers": 1})
+    config = CONFIG.model_copy(update={"layers": 2, "retro": retro})
+    eager, compiled = make(config), make(config)
     ids, found = torch.randint(0, 40, (2, 18)), neighbours(2, 4)
     loss = loss_of(eager, ids, found)
     loss.backward()

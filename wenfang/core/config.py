@@ -30,6 +30,7 @@ Corpus = Annotated[Path, Input("corpus")]
 Conversations = Annotated[Path, Input("conversations")]
 TokenizerFolder = Annotated[Path, Input("tokenizer")]
 ModelFolder = Annotated[Path, Input("model")]
+ChunkIndex = Annotated[Path, Input("index")]
 
 
 def input_fields(config: type[Config]) -> dict[str, Input]:

@@ -76,6 +76,14 @@ _TABLE = (
         version=1,
     ),
     Stage(
+        name="data.index",
+        kind="index",
+        config="wenfang.data.index:IndexConfig",
+        run="wenfang.data.index:run",
+        forecast="wenfang.data.index:forecast",
+        version=1,
+    ),
+    Stage(
         name="tokenizer.train",
         kind="tokenizer",
         config="wenfang.tokenizer.train:TokenizerConfig",

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from wenfang.core.config import Config, Conversations, Corpus, ModelFolder, Source, TokenizerFolder
+from wenfang.core.config import ChunkIndex, Config, Conversations, Corpus, ModelFolder, Source, TokenizerFolder
 
 
 class OptimizerConfig(Config):
@@ -75,6 +75,20 @@ class TrainConfig(Config):
     seed: int = 0
 
 
+class RetrievalConfig(Config):
+    """What is done with neighbours found in an index."""
+
+    method: Literal["retro", "realm"] = "retro"
+    """retro: layers of the decoder attend to them (Borgeaud et al. 2022). realm: they stand before the text, and the
+    model also learns which of them to trust (Guu et al. 2020), for a better index."""
+    neighbours: int = Field(default=2, gt=0)
+    """Chunks found for each chunk of the text; each brings the one that follows it."""
+    layers: tuple[int, ...] = Field(default=(1,), min_length=1)
+    """retro: layers that attend to them, counted from 0, rising."""
+    encoder_layers: int = Field(default=1, gt=0)
+    """retro: layers of the encoder that reads them."""
+
+
 class PretrainConfig(TrainConfig):
     """Train a decoder on a corpus: a fresh one, or one that exists already."""
 
@@ -87,6 +101,10 @@ class PretrainConfig(TrainConfig):
     """What the model knew before: mixed in against forgetting, which is measured on its validation split."""
     replay_share: float = Field(default=0.1, gt=0, lt=1, allow_inf_nan=False)
     """Share of the rows that come from `replay`."""
+    index: ChunkIndex | None = None
+    """Look up neighbours of each chunk here, never of the same document."""
+    retrieval: RetrievalConfig = RetrievalConfig()
+    """What is done with them; for use with `index`."""
     dim: int = Field(default=256, gt=0)
     """Width of the residual stream."""
     layers: int = Field(default=4, gt=0)
@@ -111,6 +129,10 @@ class PretrainConfig(TrainConfig):
             raise ValueError("give tokenizer for a fresh model, or model to continue from one")
         if self.model is None and self.replay is not None:
             raise ValueError("replay is for a model that exists; give model, or leave replay out")
+        if self.index is not None and self.replay is not None:
+            raise ValueError("index and replay exclude each other")
+        if self.index is None and "retrieval" in self.model_fields_set:
+            raise ValueError("retrieval needs index, where neighbours are looked up")
         shape = {"dim", "layers", "heads", "kv_heads", "head_dim", "hidden", "tie_embeddings"}
         given = sorted(shape & self.model_fields_set)
         if self.model is not None and given:

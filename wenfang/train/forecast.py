@@ -6,6 +6,7 @@ from pathlib import Path
 from wenfang.core.forecast import Forecast
 from wenfang.core.hardware import matmul_flops
 from wenfang.model.config import DecoderConfig
+from wenfang.model.parts import RetroConfig
 from wenfang.train.config import PretrainConfig, SftConfig, TrainConfig
 
 COMPILE_S = 40.0
@@ -21,9 +22,12 @@ def forecast_pretrain(config: PretrainConfig) -> Forecast:
     if config.model is not None:
         return _forecast(config, _shape(config.model))
     vocab_size = _vocabulary(config.tokenizer / "tokenizer.json") if config.tokenizer else USUAL_VOCABULARY
+    reads = config.index is not None and config.retrieval.method == "retro"
+    retro = RetroConfig(**config.retrieval.model_dump(exclude={"method"})) if reads else None
     shape = DecoderConfig(
         vocab_size=vocab_size,
         context=config.context,
+        retro=retro,
         **{name: getattr(config, name) for name in ("dim", "layers", "heads", "kv_heads", "head_dim", "hidden")},
     )
     return _forecast(config, shape)

@@ -39,13 +39,16 @@ def cross_entropy_sum(
     *,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    neighbours_BSNR: Tensor | None = None,
 ) -> Tensor:
     """Sum of −log p(target) in nats over the positions that count, fp32. Documents in a row never see each other.
 
     `label_smoothing` ε spreads that share of each target over the vocabulary (Szegedy et al. 2016); `z_loss` adds that
-    multiple of log² of the softmax's normaliser (PaLM, Chowdhery et al. 2022).
+    multiple of log² of the softmax's normaliser (PaLM, Chowdhery et al. 2022). `neighbours_BSNR` are for a decoder that
+    reads them (see `wenfang.model.retro`).
     """
     memory = _Rows(documents_BT, positions_BT)
+    memory.neighbours_BSNR = neighbours_BSNR
     states_BTD = model.hidden(ids_BT, positions_BT, memory, dtype)
     logits_NV = model.logits(states_BTD).float().flatten(0, 1)
     targets_N = targets_BT.flatten()

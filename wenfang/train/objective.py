@@ -102,7 +102,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class NextToken:
-    """Cross-entropy of the next token within each document, in nats."""
+    """Cross-entropy of the next token within each document, in nats; with neighbours where the batch brings them."""
 
     dtype: torch.dtype
     """Arithmetic of the activations."""
@@ -119,6 +119,7 @@ class NextToken:
             self.dtype,
             label_smoothing=self.label_smoothing,
             z_loss=self.z_loss,
+            neighbours_BSNR=tensors.get("neighbours_BSNR"),
         )
         return Loss(total, {})
 

@@ -12,13 +12,16 @@ from wenfang.core.corpus import read_texts
 from wenfang.core.errors import InputError
 from wenfang.core.language import say
 from wenfang.core.report import Reporter
+from wenfang.data.chunks import ChunkIndex, check_tokenizer, document_key
 from wenfang.model import Decoder, DecoderConfig, load_model, save_model
 from wenfang.tokenizer import Tokenizer
 from wenfang.train.card import model_card
 from wenfang.train.config import PretrainConfig
 from wenfang.train.loop import mean_loss, train
-from wenfang.train.objective import NextToken, Rows, activation_dtype, next_token
-from wenfang.train.packing import IGNORED, Document, pack, split_long
+from wenfang.train.objective import Dataset, NextToken, Objective, Rows, Task, activation_dtype, next_token
+from wenfang.train.packing import IGNORED, Document, split_long
+from wenfang.train.realm import MarginalLikelihood, continuations
+from wenfang.train.retrieval import Pieces, look_up, retro_config, with_retrieval
 from wenfang.train.vocabulary import adopt_vocabulary
 
 
@@ -33,12 +36,8 @@ def run(config: PretrainConfig, out: Path, report: Reporter) -> Summary:
     vocabulary = config.tokenizer or config.model
     assert vocabulary is not None  # The config has seen to it.
     tokenizer = Tokenizer.load(vocabulary)
-    training = _rows(config.corpus / "train.parquet", tokenizer, config, report)
-    validation = _rows(config.corpus / "validation.parquet", tokenizer, config, report)
-    if config.replay is not None:
-        check_artifact(config.replay, "corpus")
-        old = _rows(config.replay / "train.parquet", tokenizer, config, report)
-        training = mix(training, old, share=config.replay_share, seed=config.seed)
+    index = _open_index(config, tokenizer)
+    task, blind = _task(config, tokenizer, index, report)
     summary: Summary = {}
     torch.manual_seed(config.seed)
     if config.model is None:
@@ -49,10 +48,14 @@ def run(config: PretrainConfig, out: Path, report: Reporter) -> Summary:
         check_fit(config, model, known)
         summary |= _knowledge(model, known, config, report, "before")
         summary["new_tokens"] = adopt_vocabulary(model, known, tokenizer)
+    if index is not None and config.retrieval.method == "retro":
+        model = with_retrieval(model, retro_config(config.retrieval, index.chunk))
     summary["parameters"] = model.config.parameters
-    task, label = next_token(training, validation, config), say(zh="預訓練", en="pretraining")
-    summary |= train(model, task, config, out, report, label=label)
-    summary["bits_per_character"] = round(_bits(float(summary["validation_loss"]), validation), 3)
+    summary |= train(model, task, config, out, report, label=say(zh="預訓練", en="pretraining"))
+    summary["bits_per_character"] = _bits(float(summary["validation_loss"]), task.validation)
+    if index is not None:
+        nats = _measure(model, task.measure, blind, config)
+        summary["bits_per_character_without_neighbours"] = _bits(nats, blind)
     if config.model is not None:
         summary |= _knowledge(model, tokenizer, config, report, "after")
     save_model(
@@ -65,6 +68,26 @@ def run(config: PretrainConfig, out: Path, report: Reporter) -> Summary:
         card=model_card("train.pretrain", config, summary, out),
     )
     return summary
+
+
+def _task(
+    config: PretrainConfig, tokenizer: Tokenizer, index: ChunkIndex | None, report: Reporter
+) -> tuple[Task, Dataset]:
+    """What is learned, and the validation data without neighbours."""
+    pieces = [_read(config.corpus / f"{split}.parquet", tokenizer, config, report) for split in ("train", "validation")]
+    training, validation = (side.rows(config.context) for side in pieces)
+    if index is not None and config.retrieval.method == "realm":
+        read, held_out = (continuations(side, index, config.retrieval.neighbours, report) for side in pieces)
+        marginal = MarginalLikelihood(activation_dtype(config))
+        return Task(read, held_out, marginal, measure=marginal), held_out.without_documents()
+    if index is not None:
+        found, held = (look_up(side, config.context, index, config.retrieval.neighbours, report) for side in pieces)
+        return next_token(found, held, config), validation
+    if config.replay is not None:
+        check_artifact(config.replay, "corpus")
+        old = _read(config.replay / "train.parquet", tokenizer, config, report).rows(config.context)
+        training = mix(training, old, share=config.replay_share, seed=config.seed)
+    return next_token(training, validation, config), validation
 
 
 def mix(new: Rows, old: Rows, *, share: float, seed: int) -> Rows:
@@ -111,17 +134,24 @@ def _knowledge(
     summary: Summary = {}
     for name, corpus in (("corpus", config.corpus), ("replay", config.replay)):
         if corpus is not None:
-            rows = _rows(corpus / "validation.parquet", tokenizer, config, report)
-            measure = NextToken(activation_dtype(config))
-            with torch.no_grad():
-                nats = mean_loss(measure, model.eval(), rows, config.batch)
-            summary[f"{name}_bits_per_character_{when}"] = round(_bits(nats, rows), 3)
-    model.train()
+            pieces = _read(corpus / "validation.parquet", tokenizer, config, report)
+            rows, measure = pieces.rows(config.context), NextToken(activation_dtype(config))
+            summary[f"{name}_bits_per_character_{when}"] = _bits(_measure(model, measure, rows, config), rows)
     return summary
 
 
-def _bits(nats: float, rows: Rows) -> float:
-    return nats / math.log(2) / rows.characters_per_token
+def _measure(model: Decoder, measure: Objective, data: Dataset, config: PretrainConfig) -> float:
+    """Mean nats on a sample of rows, without dropout."""
+    with torch.no_grad():
+        nats = mean_loss(measure, model.eval(), data, config.batch)
+    model.train()
+    return nats
+
+
+def _bits(nats: float, data: Dataset) -> float:
+    """Bits per character, rounded for people."""
+    assert data.characters_per_token is not None  # Text is behind every data set here.
+    return round(nats / math.log(2) / data.characters_per_token, 3)
 
 
 def decoder_config(config: PretrainConfig, vocab_size: int) -> DecoderConfig:
@@ -139,13 +169,23 @@ def decoder_config(config: PretrainConfig, vocab_size: int) -> DecoderConfig:
     )
 
 
-def _rows(path: Path, tokenizer: Tokenizer, config: PretrainConfig, report: Reporter) -> Rows:
-    """Tokenise and pack one split: `<|bos|>` text `<|end|>`, longer documents cut into rows."""
-    characters, documents = 0, list[Document]()
+def _open_index(config: PretrainConfig, tokenizer: Tokenizer) -> ChunkIndex | None:
+    """The index, checked against the tokenizer."""
+    if config.index is None:
+        return None
+    index = ChunkIndex.load(config.index)
+    check_tokenizer(config.index, tokenizer)
+    return index
+
+
+def _read(path: Path, tokenizer: Tokenizer, config: PretrainConfig, report: Reporter) -> Pieces:
+    """Tokenise one split: `<|bos|>` text `<|end|>`, longer documents cut into rows."""
+    characters, documents, keys = 0, list[Document](), list[int]()
     for texts in read_texts(path, report, say(zh=f"編碼 {path.stem}", en=f"encoding {path.stem}")):
         characters += sum(map(len, texts))
-        for ids in tokenizer.encode_batch(texts):
+        for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
             whole = [tokenizer.bos_id, *ids, tokenizer.end_id]
-            documents += split_long((whole, [True] * len(whole)), config.context)
-    tokens = sum(len(ids) - 1 for ids, _ in documents)
-    return Rows(pack(documents, config.context), characters / tokens)
+            pieces = split_long((whole, [True] * len(whole)), config.context)
+            documents += pieces
+            keys += [document_key(text)] * len(pieces)
+    return Pieces(documents, keys, characters / sum(len(ids) - 1 for ids, _ in documents))

@@ -16,6 +16,7 @@ from wenfang.model.families import (
     mistral,
     mixtral,
     mpt,
+    native,
     olmo2,
     phi3,
     qwen2,
@@ -51,9 +52,11 @@ FAMILIES: dict[str, Family] = {
         mamba2.FAMILY,
         qwen3_next.FAMILY,
         rwkv7.FAMILY,
+        native.FAMILY,
     )
 }
-"""The first that can hold an architecture is the one it is written as, unless the config prefers another."""
+"""The first that can hold an architecture is the one it is written as, unless the config prefers another. Our own holds
+everything and is taken only where it is preferred."""
 
 
 def family_of(values: dict[str, Any]) -> Family:
@@ -82,7 +85,8 @@ def family_for(config: DecoderConfig) -> Family:
     """
     preferred = [FAMILIES[config.family]] if config.family in FAMILIES else []
     missing: dict[str, list[str]] = {}
-    for family in (*preferred, *FAMILIES.values()):
+    theirs = [family for family in FAMILIES.values() if family is not native.FAMILY]
+    for family in (*preferred, *theirs):
         missing[family.model_type] = family.differences(config)
         if not missing[family.model_type]:
             return family

@@ -1,0 +1,93 @@
+"""Training with neighbours: each complete chunk of each document brings what an index found for it."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from wenfang.core.errors import InputError
+from wenfang.core.language import say
+from wenfang.core.report import Reporter
+from wenfang.data.chunks import ChunkIndex, Numbers, cut, padded
+from wenfang.model import Decoder
+from wenfang.model.families.native import FAMILY as NATIVE
+from wenfang.model.parts import RetroConfig
+from wenfang.train.config import RetrievalConfig
+from wenfang.train.objective import Batch, RowNumbers, Rows
+from wenfang.train.packing import Document, best_fit, pack
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """One side of a corpus, tokenised."""
+
+    documents: list[Document]
+    """No longer than a row; a longer text is several."""
+    keys: list[int]
+    """The text that each is a piece of, by `document_key`."""
+    characters_per_token: float
+
+    def rows(self, context: int) -> Rows:
+        """Packed for plain training."""
+        return Rows(pack(self.documents, context), self.characters_per_token)
+
+
+@dataclass(frozen=True)
+class RetrievedRows(Rows):
+    """Packed documents with the neighbours of their chunks."""
+
+    index: ChunkIndex
+    found_NSK: Numbers
+    """Of each row, for each of its complete chunks in order, the numbers of its neighbours; −1 for none."""
+
+    def batch(self, rows: RowNumbers) -> Batch:
+        plain = super().batch(rows)
+        neighbours_BSNR = torch.from_numpy(self.index.tokens(self.found_NSK[rows])).long()
+        return replace(plain, tensors=plain.tensors | {"neighbours_BSNR": neighbours_BSNR})
+
+
+def look_up(pieces: Pieces, context: int, index: ChunkIndex, count: int, report: Reporter) -> RetrievedRows:
+    """Rows with `count` neighbours of each chunk, none of which is of the chunk's own document."""
+    rows, M = pieces.rows(context), index.chunk
+    found_NSK = np.full((len(rows), context // M, count), -1, np.int64)
+    chunks, keys, places = list[list[int]](), list[int](), list[tuple[int, int]]()
+    for row, members in enumerate(best_fit([len(ids) - 1 for ids, _ in pieces.documents], context)):
+        ordered = 0
+        for member in members:
+            for chunk in cut(pieces.documents[member][0][:-1], M):
+                if len(chunk) == M:
+                    chunks.append(chunk)
+                    keys.append(pieces.keys[member])
+                    places.append((row, ordered))
+                    ordered += 1
+    if chunks:
+        row_Q, set_Q = np.array(places).T
+        found_NSK[row_Q, set_Q] = index.find(padded(chunks, M), np.array(keys), count, report)
+    return RetrievedRows(rows.packed, rows.characters_per_token, index, found_NSK)
+
+
+def retro_config(config: RetrievalConfig, chunk: int) -> RetroConfig:
+    """The shape of the decoder's retrieval."""
+    return RetroConfig(chunk=chunk, **config.model_dump(exclude={"method"}))
+
+
+def with_retrieval(model: Decoder, retro: RetroConfig) -> Decoder:
+    """The model with layers that read neighbours; fresh ones change nothing before they have learned.
+
+    Raises:
+        InputError: it has such layers of another shape already, or too few layers.
+    """
+    if model.config.retro == retro:
+        return model
+    if model.config.retro is not None or retro.layers[-1] >= model.config.layers:
+        raise InputError(
+            say(
+                zh=f"retrieval 要求 {retro!r}，模型有 {model.config.layers} 層，其檢索為 {model.config.retro!r}。",
+                en=f"retrieval asks for {retro!r}; the model has {model.config.layers} layers and reads neighbours "
+                f"as {model.config.retro!r}.",
+            )
+        )
+    richer = Decoder(model.config.model_copy(update={"retro": retro, "family": NATIVE.model_type}))
+    richer.initialise()
+    richer.load_state_dict(model.state_dict(), strict=False)
+    return richer
