@@ -174,7 +174,7 @@ def set_key(name: str, value: object) -> Callable[[dict, dict], None]:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda k, t: t.pop("blk.0.ffn_up.weight"), "m.gguf' lacks the tensor 'model.layers.0.mlp.up_proj.weight'"),
+        (lambda k, t: t.pop("blk.0.ffn_up.weight"), "m.gguf' lacks the tensor 'blk.0.ffn_up.weight'"),
         (lambda k, t: t.update(extra=(np.ones(3, np.float32), GGMLQuantizationType.F32)), "unknown tensor 'extra'"),
         (lambda k, t: t["output_norm.weight"][0].fill(np.nan), "model.norm.weight holds NaN"),
         (

@@ -134,6 +134,8 @@ def _comparable(config: DecoderConfig) -> Values:
     for mixer in set(MIXER_FIELDS) - set(config.mixers):
         for name in MIXER_FIELDS[mixer]:
             del values[name]
+    if mamba2 := values.get("mamba2"):
+        del mamba2["chunk"]  # Changes the speed alone, and not every format keeps it.
     for name in {"mixers", "ropes", "windows"} & values.keys():
         values[name] = [values[name][layer % len(values[name])] for layer in range(config.layers)]
     if moe := values["moe"]:

@@ -20,7 +20,7 @@ from wenfang.core.errors import ModelError
 from wenfang.core.language import say
 from wenfang.model.families import family_of
 from wenfang.model.folder import load_model, read_json, stored_tensors
-from wenfang.model.gguf.architectures import Names, architecture_for, config_keys
+from wenfang.model.gguf.architectures import architecture_for, config_keys
 from wenfang.model.gguf.tokens import rebuilt_alike, vocabulary_of
 from wenfang.model.gguf.vocabulary import Vocabulary
 
@@ -35,6 +35,8 @@ FILE_TYPES = {
 BLOCK = 32
 """Numbers that Q8_0 and Q4_0 quantise together; rows of another length stay in 16 bits."""
 LARGEST_F16 = 65504.0
+IN_FULL = re.compile(r"(?<!\.weight)$|position_embd|ffn_gate_inp|ssm_conv1d|time_mix_(lerp|[wavg][12])")
+"""Matrices that llama.cpp adds or multiplies only in fp32."""
 NUMPY: dict[GGMLQuantizationType, type[np.generic]] = {
     GGMLQuantizationType.F32: np.float32,
     GGMLQuantizationType.F16: np.float16,
@@ -54,15 +56,15 @@ def export_gguf(folder: Path, out: Path, *, dtype: GGUFDtype) -> None:
     """
     model = load_model(folder)
     values = read_json(folder / "config.json")
-    family = family_of(values)
-    names, keys = Names(model.config, family), config_keys(model.config, family)
+    architecture = architecture_for(family_of(values).model_type)
+    keys = config_keys(architecture, model.config)
     document = read_json(folder / "tokenizer.json")
     vocabulary = _padded(vocabulary_of(document), model.config.vocab_size)
-    tensors = stored_tensors(model, family)
-    kinds = {name: _kind(name, tensor, dtype, tied="lm_head.weight" not in tensors) for name, tensor in tensors.items()}
+    tensors = stored_tensors(model, architecture.family)
+    kinds = {name: _kind(name, tensor, dtype, tied="output.weight" not in tensors) for name, tensor in tensors.items()}
 
     partial = out.with_name(out.name + ".partial")
-    writer = GGUFWriter(partial, architecture_for(family.model_type).name)
+    writer = GGUFWriter(partial, architecture.name)
     _describe(writer, folder, model.config.parameters, FILE_TYPES[dtype])
     for key, value in keys.items():
         writer.add_float32(key, value) if isinstance(value, float) else writer.add_uint32(key, int(value))
@@ -72,13 +74,13 @@ def export_gguf(folder: Path, out: Path, *, dtype: GGUFDtype) -> None:
         shape = tuple(tensor.shape) if kind in NUMPY else quant_shape_to_byte_shape(tuple(tensor.shape), kind)
         storage = np.dtype(NUMPY.get(kind, np.uint8))
         size = int(np.prod(shape)) * storage.itemsize
-        writer.add_tensor_info(names.gguf(name), shape, storage, size, raw_dtype=kind)
+        writer.add_tensor_info(name, shape, storage, size, raw_dtype=kind)
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for name, tensor in tensors.items():
-            writer.write_tensor_data(_encoded(name, names.to_gguf(name, tensor.detach().float()), kinds[name]))
+            writer.write_tensor_data(_encoded(name, tensor.detach().float(), kinds[name]))
         writer.close()
         partial.replace(out)
     finally:
@@ -87,11 +89,11 @@ def export_gguf(folder: Path, out: Path, *, dtype: GGUFDtype) -> None:
 
 def _kind(name: str, tensor: Tensor, dtype: GGUFDtype, *, tied: bool) -> GGMLQuantizationType:
     """The format one tensor is stored in."""
-    if tensor.ndim == 1 or dtype == "f32":
+    if tensor.ndim == 1 or dtype == "f32" or IN_FULL.search(name):
         return GGMLQuantizationType.F32
     if dtype in ("q8_0", "q4_0") and tensor.shape[-1] % BLOCK:
         return GGMLQuantizationType.F16
-    output = "model.embed_tokens.weight" if tied else "lm_head.weight"
+    output = "token_embd.weight" if tied else "output.weight"
     return GGMLQuantizationType[("q8_0" if dtype == "q4_0" and name == output else dtype).upper()]
 
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import tokenizers
 import torch
+from torch import Tensor
 
 from wenfang.model.config import DecoderConfig
 from wenfang.model.decoder import Decoder
-from wenfang.model.families import family_of
-from wenfang.model.folder import build_model, skeleton, stored_tensors
-from wenfang.model.gguf.architectures import GGUFWeights, Names, file_values
+from wenfang.model.folder import build_model
+from wenfang.model.gguf.architectures import architecture_of, file_values
 from wenfang.model.gguf.header import GGUFFile, broken
 from wenfang.model.gguf.vocabulary import read_tokenizer
 
@@ -22,8 +22,8 @@ def load_gguf_config(path: Path) -> DecoderConfig:
     Raises:
         ModelError: the file is damaged, or its architecture or a setting of it is not supported.
     """
-    values = file_values(GGUFFile(path))
-    return family_of(values).from_hf(values)
+    file = GGUFFile(path)
+    return architecture_of(file).family.from_hf(file_values(file))
 
 
 def load_gguf(path: Path, *, dtype: torch.dtype = torch.float32) -> Decoder:
@@ -33,11 +33,25 @@ def load_gguf(path: Path, *, dtype: torch.dtype = torch.float32) -> Decoder:
         ModelError: as `load_gguf_config`, or the weights do not fit.
     """
     file = GGUFFile(path)
-    values = file_values(file)
-    family = family_of(values)
-    config = family.from_hf(values)
-    wanted = stored_tensors(skeleton(config, len(file.tensors)), family)
-    return build_model(config, family, GGUFWeights(file, Names(config, family), wanted), dtype=dtype)
+    family = architecture_of(file).family
+    config = family.from_hf(file_values(file))
+    return build_model(config, family, _Tensors(file), dtype=dtype)
+
+
+class _Tensors:
+    """The tensors of a file as a source of weights."""
+
+    def __init__(self, file: GGUFFile) -> None:
+        self._file = file
+        self.shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
+
+    def source(self, _name: str) -> Path:
+        """The file."""
+        return self._file.path
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, dequantised."""
+        return self._file.read(name)
 
 
 def load_gguf_tokenizer(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
