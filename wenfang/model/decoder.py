@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wenfang.core.errors import ModelError
+from wenfang.core.language import say
 from wenfang.model.config import DecoderConfig
 from wenfang.model.experts import Experts
 from wenfang.model.feedforward import FeedForward
@@ -108,15 +110,36 @@ class Decoder(nn.Module):
         # Gemma was trained with the scale rounded to the activations' dtype.
         return x_BTD if scale is None else x_BTD * torch.tensor(scale, dtype=dtype, device=x_BTD.device)
 
+    def embed_mixed(self, ids_BT: Tensor, given_ND: Tensor, places_BT: Tensor, dtype: torch.dtype) -> Tensor:
+        """The embeddings x_BTD of a sequence that is part text, part something else, such as image patches.
+
+        Args:
+            ids_BT: token ids; what stands at the places given is not looked up.
+            given_ND: embeddings from elsewhere, row after row; `embedding_scale` is not applied to them, as in Gemma 3.
+            places_BT: bool, True where they go; N of them.
+
+        Raises:
+            ModelError: more or fewer places than embeddings.
+        """
+        places, given = int(places_BT.sum()), len(given_ND)
+        if places != given:
+            raise ModelError(
+                say(
+                    zh=f"序列留了 {places} 個位置，給了 {given} 個向量；兩者須相等。",
+                    en=f"The sequences have {places} places for {given} embeddings; the two must be equal.",
+                )
+            )
+        x_BTD = self.embed(ids_BT.masked_fill(places_BT, 0), dtype)
+        return x_BTD.masked_scatter(places_BT[..., None], given_ND.to(dtype))
+
     def hidden(self, inputs: Tensor, positions_BT: Tensor, memory: Memory, dtype: torch.dtype) -> Tensor:
         """Final normalised states x_BTD in `dtype`.
 
         Args:
-            inputs: token ids_BT, or embeddings x_BTD such as `embed` makes, possibly mixed with those of other
-                modalities.
-            positions_BT: counted from 0 in each sequence.
+            inputs: token ids_BT, or embeddings x_BTD such as `embed` and `embed_mixed` make.
+            positions_BT: counted from 0 in each sequence, whatever stands at a position.
         """
-        x_BTD = inputs.to(dtype) if inputs.is_floating_point() else self.embed(inputs, dtype)
+        x_BTD = self._embedded(inputs, dtype)
         if self.embed_positions is not None:
             x_BTD = x_BTD + F.embedding(positions_BT, self.embed_positions.weight).to(dtype)
         elif self.config.absolute_positions == "sinusoidal":
@@ -137,14 +160,15 @@ class Decoder(nn.Module):
         """Next-token logits_BTV in the dtype of the weights."""
         return self.logits(self.hidden(inputs, positions_BT, memory, self.embed_tokens.weight.dtype))
 
-    def look_ahead(self, x_BTD: Tensor, ids_BT: Tensor, positions_BT: Tensor, memory: Memory) -> Iterator[Tensor]:
-        """Final states that predict two tokens on, three tokens on, … from those of `hidden`, one per `ahead`.
+    def look_ahead(self, x_BTD: Tensor, inputs: Tensor, positions_BT: Tensor, memory: Memory) -> Iterator[Tensor]:
+        """Final states that predict two tokens on, three tokens on, … from those of `hidden`, whose `inputs` these are;
+        one per `ahead`.
 
         The states at depth k have read token t + k; where a row (or its document) ends before, they mean nothing.
         """
         rotations = self._rotations(positions_BT, x_BTD.dtype)
         for depth, ahead in enumerate(self.ahead, start=1):
-            next_BTD = self.embed(ids_BT.roll(-depth, 1), x_BTD.dtype)
+            next_BTD = self._embedded(inputs.roll(-depth, 1), x_BTD.dtype)
             layer = self.config.layers + depth - 1
             x_BTD = ahead(x_BTD, next_BTD, memory, rotations[self._rope_of[layer]])
             yield x_BTD
@@ -154,6 +178,9 @@ class Decoder(nn.Module):
         for module in self.modules():
             if isinstance(module, Experts):
                 module.rebalance()
+
+    def _embedded(self, inputs: Tensor, dtype: torch.dtype) -> Tensor:
+        return inputs.to(dtype) if inputs.is_floating_point() else self.embed(inputs, dtype)
 
     def _rotations(self, positions_BT: Tensor, dtype: torch.dtype) -> list[Rotation | None]:
         """One per distinct rotary embedding."""
