@@ -82,3 +82,21 @@ def test_another_file_is_refused(verb: list[str], tmp_path: Path, capsys: pytest
     path.write_text("not a model")
     assert main([word if word != "FILE" else str(path) for word in verb]) == 2
     assert "is not a GGUF file" in capsys.readouterr().err
+
+
+def test_a_plan_says_what_does_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shape, machine = tmp_path / "shape.yaml", tmp_path / "machine.yaml"
+    shape.write_text("{vocab_size: 500, dim: 64, layers: 1, heads: 1, kv_heads: 1, hidden: 96, context: 64}\n")
+    machine.write_text("{name: mine, memory_gb: 0.4, bf16_tflops: 1, fp32_tflops: 0.5, gb_per_s: 20}\n")
+    plan = ["model", "plan", str(shape), "--hardware", str(machine), "--batch", "512"]
+    assert main(plan) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("does not fit") == 3
+    assert main([*plan, "--json"]) == 0
+    account = json.loads(capsys.readouterr().out)
+    assert [way["fits"] for way in account["inference"]] == [True, True]
+    assert [way["fits"] for way in account["training"].values()] == [False] * 3
+    # One decoder layer: keys and values of one head of 64, in bf16.
+    assert account["inference"][0]["cache_bytes_per_token"] == 2 * 64 * 2
+    assert main(["model", "plan", str(shape), "--hardware", "h10"]) == 2
+    assert "'h100'" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from wenfang.cli.groups import arguments_group, commands_group, options_group
+from wenfang.cli.model_plan import plan
 from wenfang.core.language import say
 
 _FILE = say(zh="GGUF 檔。", en="The GGUF file.")
@@ -119,6 +120,17 @@ def _app() -> App:
             zh="看模型的架構、大小與格式，不載入權重。", en="Show a model's shape, size and formats without loading it."
         ),
         help_epilogue=_listed("wenfang model show models/poet", "wenfang model show poet.gguf --json"),
+    )
+    room.command(
+        plan,
+        name="plan",
+        help=say(
+            zh="預估記憶體、運算量與速度，不配置任何東西。",
+            en="Forecast memory, arithmetic and speed before anything is allocated.",
+        ),
+        help_epilogue=_listed(
+            "wenfang model plan models/poet", "wenfang model plan config.json --hardware h100 --batch 4"
+        ),
     )
     return room
 

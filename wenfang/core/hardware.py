@@ -61,6 +61,11 @@ def free_disk_bytes(path: Path) -> int:
     return shutil.disk_usage(existing).free
 
 
+def cache_folder() -> Path:
+    """Where this user keeps what can be made again: `$XDG_CACHE_HOME/wenfang`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wenfang"
+
+
 def peak_memory_bytes() -> int:
     """The largest resident size this process has had, in bytes."""
     import resource

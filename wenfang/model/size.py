@@ -20,6 +20,11 @@ def parameters(config: DecoderConfig) -> int:
     return sum(weight.numel() for weight in _skeleton(config).parameters())
 
 
+def active_parameters(config: DecoderConfig) -> int:
+    """Weights that a token meets: of the experts, the chosen ones."""
+    return parameters(config) - _idle(_skeleton(config))
+
+
 def matmul_parameters(config: DecoderConfig) -> int:
     """Weights in a matrix product for each token: the look-up left out, the active experts only, those that read
     neighbours once for each of a neighbour's tokens."""
@@ -28,8 +33,11 @@ def matmul_parameters(config: DecoderConfig) -> int:
     looked_up = 0 if config.tie_embeddings else model.embed_tokens.weight.numel()
     if model.embed_positions is not None:
         looked_up += model.embed_positions.weight.numel()
-    idle = sum(module.idle_parameters for module in model.modules() if isinstance(module, Experts))
-    return matrices - looked_up - idle + _read_again(model)
+    return matrices - looked_up - _idle(model) + _read_again(model)
+
+
+def _idle(model: Decoder) -> int:
+    return sum(module.idle_parameters for module in model.modules() if isinstance(module, Experts))
 
 
 def _read_again(model: Decoder) -> int:

@@ -10,7 +10,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from wenfang.core.hardware import detect
+from wenfang.core.hardware import cache_folder, detect
 from wenfang.core.language import say
 
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
@@ -28,8 +28,7 @@ def load(source: Path) -> ctypes.CDLL | None:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
     facts = (source.read_bytes(), FLAGS, compiler, version, detect().processor)
     key = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    library = home / "wenfang" / "native" / f"{source.stem}-{key}.so"
+    library = cache_folder() / "native" / f"{source.stem}-{key}.so"
     if not library.exists():
         refused = _compile(compiler, source, library)
         if refused:
