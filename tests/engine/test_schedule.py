@@ -150,7 +150,7 @@ def test_a_known_prefix_is_not_computed_again(model: Decoder, tokenizer_folder: 
     engine = Engine(model, Tokenizer.load(tokenizer_folder), name="tiny", max_batch=2)
     computed: list[int] = []
     run = engine._runner.run
-    engine._runner.run = lambda sequences, tokens: computed.append(len(sequences) * tokens) or run(sequences, tokens)
+    engine._runner.run = lambda sequences, counts: computed.append(sum(counts)) or run(sequences, counts)
     params = SamplingParams(temperature=0, max_tokens=20)
     first = engine.generate([STEM[:50]], params)[0]
     assert sum(computed) == 50 + 19

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from rich.console import Console
 
+from wenfang.cli.speculation import Ahead, Draft, LookupTokens, speculation
 from wenfang.core.errors import InputError
 from wenfang.core.language import language, say
 
@@ -50,6 +51,9 @@ def chat(
     max_tokens: Annotated[int | None, Parameter(help=_MAX_TOKENS)] = None,
     seed: Annotated[int | None, Parameter(help=_SEED)] = None,
     remember: Annotated[bool, Parameter(negative="", help=_REMEMBER)] = False,
+    draft: Draft = None,
+    lookup: LookupTokens = None,
+    look_ahead: Ahead = False,
 ) -> None:
     """Talk with a model in the terminal. Ctrl-C stops a reply, Ctrl-D or /quit leaves."""
     from wenfang.engine import Engine, SamplingParams
@@ -58,7 +62,8 @@ def chat(
     params = SamplingParams(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
     if once is not None:
         _check_text(once)
-    engine = Engine.load(find_model(model).model)
+    guesser = speculation(draft, lookup, look_ahead)
+    engine = Engine.load(find_model(model).model, speculation=guesser)
     with contextlib.closing(engine):
         if once is None:
             _converse(engine, params, remember=remember)
@@ -77,12 +82,13 @@ def _converse(engine: "Engine", params: "SamplingParams", *, remember: bool) -> 
     earlier: list[tuple[str, str]] = []
     for turn, question in enumerate(_questions()):
         asked = replace(params, seed=None if params.seed is None else params.seed + turn)
-        started, answer, tokens = time.monotonic(), "", 0
+        started, answer, tokens, guesses = time.monotonic(), "", 0, ""
         try:
             for delta in _reply(engine, asked, earlier if remember else [], question):
                 _show(delta.text)
                 answer += delta.text
                 tokens = delta.completion_tokens
+                guesses = _guesses(delta)
             print()
         except KeyboardInterrupt:
             print()
@@ -93,10 +99,19 @@ def _converse(engine: "Engine", params: "SamplingParams", *, remember: bool) -> 
             continue
         earlier.append((question, answer))
         speed = tokens / max(time.monotonic() - started, 1e-9)
-        notes = [words("speed", tokens=tokens, speed=speed)]
+        notes = [words("speed", tokens=tokens, speed=speed) + guesses]
         if (sheet := read_sheet(question, answer)) is not None:
             notes.insert(0, verdict_line(sheet, words))
         console.print("\n".join(notes), style="dim", markup=False, soft_wrap=True)
+
+
+def _guesses(delta: "Delta") -> str:
+    """How well speculation went, where there was any."""
+    if not delta.drafted:
+        return ""
+    return say(
+        zh=f"，猜 {delta.drafted} 中 {delta.accepted}", en=f", {delta.accepted} of {delta.drafted} guesses right"
+    )
 
 
 def _reply(

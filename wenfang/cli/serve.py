@@ -6,6 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from wenfang.cli.speculation import Ahead, Draft, LookupTokens, speculation
 from wenfang.core.language import say
 from wenfang.core.report import Reporter
 
@@ -26,6 +27,9 @@ def serve(
     *,
     host: Annotated[str, Parameter(help=_HOST)] = "127.0.0.1",
     port: Annotated[int, Parameter(help=_PORT)] = 8000,
+    draft: Draft = None,
+    lookup: LookupTokens = None,
+    look_ahead: Ahead = False,
 ) -> None:
     """Serve a model behind an OpenAI-compatible API until Ctrl-C."""
     from wenfang.serve import claim_port, create_app, run_server, url_of
@@ -35,7 +39,7 @@ def serve(
     with claim_port(host, port) as listener:  # Before the model is loaded, so that a clash shows at once.
         from wenfang.engine import Engine
 
-        engine = Engine.load(found.model)
+        engine = Engine.load(found.model, speculation=speculation(draft, lookup, look_ahead))
         engine.name = found.name
         report = Reporter()
         warn_if_open(host, report)

@@ -8,6 +8,7 @@ from wenfang.engine.completion import Completion, Delta, TokenLogprob
 from wenfang.engine.engine import Engine
 from wenfang.engine.params import SamplingParams
 from wenfang.engine.search import BeamParams, ContrastiveParams
+from wenfang.engine.speculation import DraftModel, LookAhead, Lookup, Speculation
 from wenfang.engine.stream import Stream
 
 __all__ = [
@@ -15,8 +16,12 @@ __all__ = [
     "Completion",
     "ContrastiveParams",
     "Delta",
+    "DraftModel",
     "Engine",
+    "LookAhead",
+    "Lookup",
     "SamplingParams",
+    "Speculation",
     "Stream",
     "TokenLogprob",
 ]

@@ -1,6 +1,7 @@
-"""One step of the running batch: parts of prompts, then the next token of every request that is ready."""
+"""One step of the running batch: parts of prompts, then one token or more for every request that is ready."""
 
 import threading
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -9,9 +10,23 @@ from wenfang.engine.request import Generation, Request, SearchRequest
 from wenfang.engine.runner import Runner
 from wenfang.engine.sampling import choose, observe
 from wenfang.engine.scheduler import Scheduler
+from wenfang.engine.sequence import Sequence
+from wenfang.engine.speculation import Drafter
 
 CHUNK = 256
 """Prompt tokens computed between two tokens of the running requests: a long prompt delays them no longer."""
+
+
+@dataclass
+class _Turn:
+    """A request that goes on now."""
+
+    request: Request
+    hidden_BD: Tensor
+    """The output for the last token of each of its rows, or for its one row's last token and the guesses behind it."""
+    guesses: list[int] = field(default_factory=list)
+    written: int = 0
+    """Tokens that a completion has got in this turn."""
 
 
 class Batch:
@@ -21,61 +36,128 @@ class Batch:
         runner: calls the model.
         scheduler: says who runs.
         changed: the lock on the scheduler.
+        drafter: guesses tokens, if anybody does.
     """
 
-    def __init__(self, runner: Runner, scheduler: Scheduler, changed: threading.Condition) -> None:
-        self._runner, self._scheduler, self._changed = runner, scheduler, changed
+    def __init__(
+        self, runner: Runner, scheduler: Scheduler, changed: threading.Condition, drafter: Drafter | None = None
+    ) -> None:
+        self._runner, self._scheduler, self._changed, self._drafter = runner, scheduler, changed, drafter
 
     def step(self) -> None:
-        """Some of the prompts still to be read, then one token for every request that is ready."""
-        done: list[tuple[Request, Tensor]] = []
+        """Compute what is to be computed, choose tokens, and let go of what has ended."""
+        read, decoded = self._read_prompts(), self._decode()
+        if not (read or decoded):
+            return
+        self._choose([*read, *decoded])
+        self._settle(decoded)
+        with self._changed:
+            for turn in (*read, *decoded):
+                if turn.request.finished:
+                    self._scheduler.drop(turn.request)
+
+    def _read_prompts(self) -> list[_Turn]:
+        """Parts of prompts; returns the requests whose prompts are read to the end."""
+        turns: list[_Turn] = []
         with self._changed:
             prefills = list(self._scheduler.prefills(CHUNK))
         for request, sequence, tokens in prefills:
             if request not in self._scheduler.running:  # It stepped back for another one.
                 continue
             start = sequence.computed
-            (hidden_TD,) = self._runner.run([sequence], tokens)
+            (hidden_TD,) = self._runner.run([sequence], [tokens])
             sequence.advance(self._scheduler.pool, tokens)
             request.read(start, hidden_TD, self._runner.logits)
+            if self._drafter is not None:
+                self._drafter.read_prompt(sequence, start, hidden_TD)
             if not sequence.waiting:
-                done.append((request, hidden_TD[-1:]))
+                turns.append(_Turn(request, hidden_TD[-1:]))
+        return turns
+
+    def _decode(self) -> list[_Turn]:
+        """The last token of every row, and what may come behind it, in one call."""
         with self._changed:
             decoding = self._scheduler.decodes()
-        if rows := [sequence for request in decoding for sequence in request.sequences]:
-            hidden_ND = self._runner.run(rows, 1)[:, 0]
-            for request in decoding:
-                if request.reads_prompt:
-                    request.read(
-                        request.sequences[0].computed,
-                        hidden_ND[rows.index(request.sequences[0])][None],
-                        self._runner.logits,
-                    )
-            for sequence in rows:
+        if not decoding:
+            return []
+        guesses = self._guess(decoding)
+        rows = [
+            Sequence(sequence.tokens + guesses[request], sequence.computed, sequence.table)
+            if guesses.get(request)
+            else sequence
+            for request in decoding
+            for sequence in request.sequences
+        ]
+        hidden_NTD = self._runner.run(rows, [sequence.waiting for sequence in rows])
+        turns, row = [], 0
+        for request in decoding:
+            first, row = row, row + len(request.sequences)
+            guessed = guesses.get(request, [])
+            turn = _Turn(
+                request, hidden_NTD[first, : 1 + len(guessed)] if guessed else hidden_NTD[first:row, 0], guessed
+            )
+            if request.reads_prompt:
+                request.read(request.sequences[0].computed, turn.hidden_BD[:1], self._runner.logits)
+            for sequence in request.sequences:
                 sequence.advance(self._scheduler.pool, 1)
-            done += zip(decoding, hidden_ND.split([len(r.sequences) for r in decoding]), strict=True)
-        if done:
-            self._choose(done)
+            turns.append(turn)
+        return turns
 
-    def _choose(self, done: list[tuple[Request, Tensor]]) -> None:
-        """One lm_head for everybody, then each request goes on in its own way."""
-        counts = [len(hidden_ND) for _, hidden_ND in done]
-        logits_NV = self._runner.logits(torch.cat([hidden_ND for _, hidden_ND in done]))
-        drawn: list[tuple[Generation, Tensor]] = []
-        for (request, hidden_BD), logits_BV in zip(done, logits_NV.split(counts), strict=True):
-            if isinstance(request, Generation):
-                drawn.append((request, logits_BV))
-            elif isinstance(request, SearchRequest):
-                self._branch(request, logits_BV, hidden_BD)
-        if drawn:
-            tokens = choose(torch.cat([row_1V for _, row_1V in drawn]), [request.sampler for request, _ in drawn])
-            for (request, row_1V), token in zip(drawn, tokens, strict=True):
-                observe(row_1V[0], token, request.sampler)
-                request.accept(token, row_1V[0])
+    def _guess(self, decoding: list[Request]) -> dict[Request, list[int]]:
+        """What may follow, for each completion."""
+        requests = [request for request in decoding if isinstance(request, Generation)]
+        if self._drafter is None or not requests:
+            return {}
         with self._changed:
-            for request, _ in done:
-                if request.finished:
-                    self._scheduler.drop(request)
+            # The last token that a request may write needs no guess: it comes from the output for the one before.
+            limits = [
+                self._scheduler.room_for_guesses(request.sequences[0], min(self._drafter.tokens, request.room - 1))
+                for request in requests
+            ]
+        guesses = self._drafter.propose(requests, limits)
+        for request, tokens in zip(requests, guesses, strict=True):
+            request.drafted += len(tokens)
+        return dict(zip(requests, guesses, strict=True))
+
+    def _choose(self, turns: list[_Turn]) -> None:
+        """One lm_head for everybody, then each request goes on in its own way."""
+        logits_NV = self._runner.logits(torch.cat([turn.hidden_BD for turn in turns]))
+        drawn: list[tuple[_Turn, Generation, Tensor]] = []
+        for turn, logits_BV in zip(turns, logits_NV.split([len(turn.hidden_BD) for turn in turns]), strict=True):
+            if isinstance(turn.request, Generation):
+                drawn.append((turn, turn.request, logits_BV))
+            elif isinstance(turn.request, SearchRequest):
+                self._branch(turn.request, logits_BV, turn.hidden_BD)
+        position = 0
+        while drawn:
+            drawn = self._draw(drawn, position)
+            position += 1
+
+    def _draw(
+        self, drawn: list[tuple[_Turn, Generation, Tensor]], position: int
+    ) -> list[tuple[_Turn, Generation, Tensor]]:
+        """A token for each completion; returns those whose guess was the token, so that the output for it counts."""
+        rows_NV = torch.cat([logits_TV[position : position + 1] for _, _, logits_TV in drawn])
+        tokens = choose(rows_NV, [request.sampler for _, request, _ in drawn])
+        right = []
+        for (turn, request, logits_TV), token in zip(drawn, tokens, strict=True):
+            guessed = turn.guesses[position : position + 1] == [token]
+            turn.written += 1
+            request.accepted += guessed
+            observe(logits_TV[position], token, request.sampler)
+            request.accept(token, logits_TV[position])
+            if guessed and not request.finished:
+                right.append((turn, request, logits_TV))
+        return right
+
+    def _settle(self, turns: list[_Turn]) -> None:
+        """Count the right guesses as computed; the next tokens overwrite the wrong ones."""
+        for turn in turns:
+            if self._drafter is not None and turn.written:
+                (sequence,) = turn.request.sequences
+                start = sequence.computed - 1
+                sequence.advance(self._scheduler.pool, turn.written - 1)
+                self._drafter.read_accepted(sequence, start, turn.hidden_BD[: turn.written])
 
     def _branch(self, request: SearchRequest, logits_BV: Tensor, hidden_BD: Tensor) -> None:
         if children := request.search.expand(logits_BV, hidden_BD):

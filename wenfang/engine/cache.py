@@ -9,6 +9,7 @@ others, and the result is the same to the last bit.
 """
 
 from collections import defaultdict
+from collections.abc import Iterable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 
@@ -33,16 +34,17 @@ class PagedCache:
 
     Args:
         model: whose keys and values these are.
+        layers: numbers of the attention layers to keep them for.
         blocks: how many blocks of `BLOCK` tokens, besides the spare one.
         rows: least number of rows of a matrix product for which each row's result stands alone.
     """
 
-    def __init__(self, model: Decoder, blocks: int, rows: int) -> None:
+    def __init__(self, model: Decoder, layers: Iterable[int], blocks: int, rows: int) -> None:
         weight, places = model.embed_tokens.weight, (blocks + 1) * BLOCK
         heads, key_width, value_width = model.config.kv_shape()
         self.keys_PGK: dict[int, Tensor] = {}
         self.values_PGV: dict[int, Tensor] = {}
-        for layer in model.config.attention_layers:
+        for layer in layers:
             self.keys_PGK[layer] = weight.new_zeros(places, heads, key_width)
             self.values_PGV[layer] = weight.new_zeros(places, heads, value_width)
         self.queries = max(rows, LEAST_QUERIES)
@@ -52,10 +54,10 @@ class PagedCache:
         for pool in (*self.keys_PGK.values(), *self.values_PGV.values()):
             pool[target * BLOCK : (target + 1) * BLOCK] = pool[source * BLOCK : (source + 1) * BLOCK]
 
-    def memory(self, sequences: Rows[Sequence], B: int, T: int, tokens: int) -> Memory:
-        """For a call of B rows and T columns, of which each given sequence fills the first `tokens` columns of one
-        row with its next tokens. What is padding attends to nothing and is kept nowhere."""
-        return _Pages(self, sequences, B, T, tokens)
+    def memory(self, sequences: Rows[Sequence], counts: Rows[int], B: int, T: int) -> Memory:
+        """For a call of B rows and T columns, of which each given sequence fills the first columns of one row with
+        its next `count` tokens. What is padding attends to nothing and is kept nowhere."""
+        return _Pages(self, sequences, counts, B, T)
 
 
 @dataclass(frozen=True)
@@ -75,16 +77,16 @@ class _Pages(Memory):
 
     lasting = True
 
-    def __init__(self, cache: PagedCache, sequences: Rows[Sequence], B: int, T: int, tokens: int) -> None:
+    def __init__(self, cache: PagedCache, sequences: Rows[Sequence], counts: Rows[int], B: int, T: int) -> None:
         super().__init__()
         self._cache, self._sequences, self._B = cache, sequences, B
         places_BT = torch.full((B, T), SPARE * BLOCK)
-        for row, sequence in enumerate(sequences):
-            positions_T = torch.arange(sequence.computed, sequence.computed + tokens)
+        for row, (sequence, count) in enumerate(zip(sequences, counts, strict=True)):
+            positions_T = torch.arange(sequence.computed, sequence.computed + count)
             table = torch.tensor(sequence.table)
-            places_BT[row, :tokens] = table[positions_T // BLOCK] * BLOCK + positions_T % BLOCK
+            places_BT[row, :count] = table[positions_T // BLOCK] * BLOCK + positions_T % BLOCK
         self._places = places_BT.flatten()
-        self._tiles = [self._tile(*key, rows) for key, rows in _group(sequences, tokens).items()]
+        self._tiles = [self._tile(*key, rows) for key, rows in _group(sequences, counts).items()]
 
     def attend(self, layer: int, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTV: Tensor, spec: AttentionSpec) -> Tensor:
         keys_PGK, values_PGV = self._cache.keys_PGK[layer], self._cache.values_PGV[layer]
@@ -127,11 +129,11 @@ class _Pages(Memory):
         return _Tile(torch.tensor(rows), slice(first, last), places_NS, sight, padding)
 
 
-def _group(sequences: Rows[Sequence], tokens: int) -> dict[tuple[int, int, int], list[int]]:
+def _group(sequences: Rows[Sequence], counts: Rows[int]) -> dict[tuple[int, int, int], list[int]]:
     """Rows by (first column, last column, keys seen): the queries between two ends of tiles."""
     groups: dict[tuple[int, int, int], list[int]] = defaultdict(list)
-    for row, sequence in enumerate(sequences):
-        start, end = sequence.computed, sequence.computed + tokens
+    for row, (sequence, count) in enumerate(zip(sequences, counts, strict=True)):
+        start, end = sequence.computed, sequence.computed + count
         while start < end:
             S = (start // TILE + 1) * TILE
             groups[start - sequence.computed, min(S, end) - sequence.computed, S].append(row)

@@ -28,6 +28,10 @@ class Delta:
     """Of the tokens written since the last piece, if asked for."""
     prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
     """Of the prompt, on the first piece, if asked for; None for its first token."""
+    drafted: int = 0
+    """Tokens guessed so far by speculative decoding."""
+    accepted: int = 0
+    """How many of the guesses were right."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,10 @@ class Completion:
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
     score: float | None = None
     """What a search ranked it by."""
+    drafted: int = 0
+    """Tokens guessed by speculative decoding."""
+    accepted: int = 0
+    """How many of the guesses were right."""
 
 
 def token_logprobs(logits_TV: Tensor, tokens: list[int], top: int) -> list[TokenLogprob]:

@@ -10,14 +10,16 @@ import torch
 from wenfang.core.errors import InputError, WenfangError
 from wenfang.core.language import say
 from wenfang.engine.batch import Batch
-from wenfang.engine.blocks import BLOCK, BlockPool, CacheError
+from wenfang.engine.blocks import BLOCK, BlockPool
 from wenfang.engine.completion import Completion, Delta
+from wenfang.engine.load import load_tokenizer
 from wenfang.engine.params import SamplingParams
 from wenfang.engine.request import Generation, Request, SearchRequest
 from wenfang.engine.runner import Runner
 from wenfang.engine.sampling import Sampler
 from wenfang.engine.scheduler import Scheduler
 from wenfang.engine.search import BeamParams, BeamSearch, ContrastiveParams, ContrastiveSearch, Search
+from wenfang.engine.speculation import LookAhead, Speculation, check_speculation, make_drafter
 from wenfang.engine.stream import Stream
 from wenfang.engine.text import TextStream, continuation
 from wenfang.model import Decoder, load_model
@@ -35,6 +37,10 @@ class Engine:
         name: how clients call the model.
         max_batch: sequences that run at the same time; further ones wait.
         cache_tokens: places of the key/value cache, shared by all; by default the whole context for each sequence.
+        speculation: who guesses the next tokens, if anybody. It changes how fast texts come, never the texts.
+
+    Raises:
+        InputError: the model cannot decode with this `speculation`.
     """
 
     def __init__(
@@ -45,23 +51,26 @@ class Engine:
         name: str,
         max_batch: int = 32,
         cache_tokens: int | None = None,
+        speculation: Speculation | None = None,
     ) -> None:
+        check_speculation(speculation, model, tokenizer)
         self.name = name
         self.tokenizer = tokenizer
         self.vocab_size = model.config.vocab_size
         blocks = -(-(cache_tokens or max_batch * model.config.context) // BLOCK)
         self.context = min(model.config.context, blocks * BLOCK)
         self._max_batch, self._blocks = max_batch, blocks
-        self._runner = Runner(model.eval(), blocks)
-        self._scheduler = Scheduler(BlockPool(blocks), max_batch, reuse=not self._runner.recurrent)
+        self._runner = Runner(model.eval(), blocks, ahead=isinstance(speculation, LookAhead))
+        self._scheduler = Scheduler(BlockPool(blocks), max_batch, reuse=not model.config.recurrent)
         self._changed = threading.Condition()
-        self._batch = Batch(self._runner, self._scheduler, self._changed)
+        drafter = make_drafter(speculation, self._runner, blocks)
+        self._batch = Batch(self._runner, self._scheduler, self._changed, drafter)
         self._closing = False
         self._thread = threading.Thread(target=self._run, name=f"engine-{name}", daemon=True)
         self._thread.start()
 
     @classmethod
-    def load(cls, folder: Path, *, max_batch: int = 32) -> "Engine":
+    def load(cls, folder: Path, *, max_batch: int = 32, speculation: Speculation | None = None) -> "Engine":
         """Open a model folder or GGUF file.
 
         Raises:
@@ -69,7 +78,7 @@ class Engine:
         """
         model = load_model(folder)
         tokenizer = load_tokenizer(folder, model_vocab_size=model.config.vocab_size)
-        return cls(model, tokenizer, name=folder.resolve().name, max_batch=max_batch)
+        return cls(model, tokenizer, name=folder.resolve().name, max_batch=max_batch, speculation=speculation)
 
     def stream(self, prompt: Sequence[int], params: SamplingParams) -> Stream:
         """Generate and yield pieces as they are certain. Closing the stream cancels the request.
@@ -183,50 +192,35 @@ class Engine:
             self._changed.notify()
 
     def _run(self) -> None:
-        """The engine's own thread: step while there is work; sleep, with the books checked, when there is none."""
-        while True:
-            with self._changed:
-                if not (self._scheduler.running or self._scheduler.waiting):
-                    self._check_idle()
-                self._changed.wait_for(lambda: self._closing or self._scheduler.waiting or self._scheduler.running)
-                if self._closing:
-                    self._fail(_closed())
-                    return
-                self._scheduler.drop_cancelled()
-                self._scheduler.admit()
-            try:
-                with torch.inference_mode():
-                    self._batch.step()
-            except RuntimeError as error:  # Torch ran out of memory or refused a shape: callers must hear of it.
-                with self._changed:
-                    self._fail(WenfangError(say(zh=f"生成失敗：{error}", en=f"Generation failed: {error}")))
-
-    def _check_idle(self) -> None:
+        """The engine's own thread. Whatever ends it, nobody waits for it any longer."""
         try:
-            self._scheduler.check()
-        except CacheError:
-            self._closing = True  # Further texts could be wrong; who asks is told that the engine is closed.
-            raise
+            while not self._closing:
+                self._work()
+        finally:
+            with self._changed:
+                self._closing = True
+                self._fail(_closed())
+
+    def _work(self) -> None:
+        """Wait until there is something to do, with the books checked, and do one step of it."""
+        with self._changed:
+            if not self._scheduler.busy:
+                self._scheduler.check()
+            self._changed.wait_for(lambda: self._closing or self._scheduler.busy)
+            if self._closing:
+                return
+            self._scheduler.drop_cancelled()
+            self._scheduler.admit()
+        try:
+            with torch.inference_mode():
+                self._batch.step()
+        except RuntimeError as error:  # Torch ran out of memory or refused a shape: callers must hear of it.
+            with self._changed:
+                self._fail(WenfangError(say(zh=f"生成失敗：{error}", en=f"Generation failed: {error}")))
 
     def _fail(self, error: WenfangError) -> None:
         for request in self._scheduler.clear():
             request.fail(error)
-
-
-def load_tokenizer(folder: Path, *, model_vocab_size: int) -> Tokenizer:
-    """The tokenizer of a model folder or GGUF file.
-
-    Args:
-        model_vocab_size: how many token ids the model knows; a GGUF file has as many.
-
-    Raises:
-        ModelError, TokenizerError: it is missing or cannot be read.
-    """
-    if folder.is_file():
-        from wenfang.model.gguf import load_gguf_tokenizer
-
-        return Tokenizer(*load_gguf_tokenizer(folder))
-    return Tokenizer.load(folder, model_vocab_size=model_vocab_size)
 
 
 def _search(params: SearchParams, end_id: int, limit: int) -> Search:
@@ -242,6 +236,8 @@ def _completion(request: Generation, deltas: list[Delta]) -> Completion:
         deltas[-1].finish_reason or "stop",
         [logprob for delta in deltas for logprob in delta.logprobs],
         [logprob for delta in deltas for logprob in delta.prompt_logprobs],
+        drafted=request.drafted,
+        accepted=request.accepted,
     )
 
 

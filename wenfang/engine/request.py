@@ -73,6 +73,8 @@ class Generation(Request):
         super().__init__(prompt)
         self.sampler = sampler
         self.params: SamplingParams = sampler.params
+        self.drafted = 0
+        self.accepted = 0
         self._limit = limit
         self._text = text
         self._end_id = end_id
@@ -84,6 +86,11 @@ class Generation(Request):
         """Token ids of the completion so far."""
         return self.sampler.written
 
+    @property
+    def room(self) -> int:
+        """Tokens that may still be written."""
+        return self._limit - len(self.written)
+
     def accept(self, token: int, logits_V: Tensor) -> None:
         """Take in the token that was chosen from these logits."""
         self.written.append(token)
@@ -94,11 +101,11 @@ class Generation(Request):
         prompt_logprobs, self._prompt_logprobs = tuple(self._prompt_logprobs), []
         ended = token == self._end_id
         text, reason = "" if ended else self._text.push(token), None
-        if ended or self._text.stopped or len(self.written) >= self._limit:
+        if ended or self._text.stopped or not self.room:
             text += self._text.finish()
             reason = "stop" if ended or self._text.stopped else "length"
             self.finished = True
-        self.events.put(Delta(text, reason, len(self.written), logprobs, prompt_logprobs))
+        self.events.put(Delta(text, reason, len(self.written), logprobs, prompt_logprobs, self.drafted, self.accepted))
 
     @property
     def _wants_prompt(self) -> bool:

@@ -10,42 +10,60 @@ from wenfang.engine.cache import PagedCache
 from wenfang.engine.invariance import independent_rows
 from wenfang.engine.sequence import Sequence
 from wenfang.model import Decoder
+from wenfang.model.memory import Memory
 
 _PROBED_OUTPUTS = 2048
 """Wider weights behave as one this wide; trying the whole vocabulary would take seconds."""
 
 
 class Runner:
-    """The model and its cache."""
+    """The model and its cache.
 
-    def __init__(self, model: Decoder, blocks: int) -> None:
+    Args:
+        model: the decoder.
+        blocks: of the cache.
+        ahead: whether the layers that look ahead shall have a place in it too.
+    """
+
+    def __init__(self, model: Decoder, blocks: int, *, ahead: bool = False) -> None:
         shapes = {(w.shape[1], min(w.shape[0], _PROBED_OUTPUTS)) for w in model.parameters() if w.ndim == 2}
         self._dtype = model.embed_tokens.weight.dtype
         self._rows = independent_rows(self._dtype, shapes)
         self._model = model
-        self._cache = PagedCache(model, blocks, self._rows)
+        self.config = model.config
+        layers = range(model.config.layers, model.config.layers + model.config.ahead) if ahead else ()
+        self._cache = PagedCache(model, [*model.config.attention_layers, *layers], blocks, self._rows)
 
-    @property
-    def recurrent(self) -> bool:
-        """Whether a layer carries a state, which cannot be found again in blocks."""
-        config = self._model.config
-        return config.token_shift or len(config.attention_layers) < config.layers
-
-    def run(self, sequences: Rows[Sequence], tokens: int) -> Tensor:
-        """Hidden_NTD of the next `tokens` tokens of each sequence, whose keys and values are then in the cache. The
-        blocks must be reserved."""
-        if self.recurrent and len({sequence.computed > 0 for sequence in sequences}) > 1:
+    def run(self, sequences: Rows[Sequence], counts: Rows[int]) -> Tensor:
+        """Hidden_NTD of the next `count` tokens of each sequence, whose keys and values are then in the cache; rows
+        with fewer tokens than others end with padding, which a recurrent model cannot have. The blocks must be
+        reserved."""
+        if self.config.recurrent and len({sequence.computed > 0 for sequence in sequences}) > 1:
             # A recurrent layer begins all its rows with a state or none.
-            return torch.cat([self.run([sequence], tokens) for sequence in sequences])
-        N = len(sequences)
-        B, T = self._shape(N, tokens)
-        ids_BT = torch.zeros((B, T), dtype=torch.long)
-        ids_BT[:N, :tokens] = torch.tensor([s.tokens[s.computed : s.computed + tokens] for s in sequences])
-        positions_BT = torch.zeros((B, T), dtype=torch.long)
-        positions_BT[:N] = torch.tensor([[s.computed] for s in sequences]) + torch.arange(T)
-        positions_BT.clamp_(max=self._model.config.context - 1)  # Of padding behind the last token.
-        memory = self._cache.memory(sequences, B, T, tokens)
-        return self._model.hidden(ids_BT, positions_BT, memory, self._dtype)[:N, :tokens]
+            return torch.cat([self.run([sequence], [count]) for sequence, count in zip(sequences, counts, strict=True)])
+        positions_BT, memory = self._call(sequences, counts)
+        ids_BT = torch.zeros_like(positions_BT)
+        for row, (sequence, count) in enumerate(zip(sequences, counts, strict=True)):
+            ids_BT[row, :count] = torch.tensor(sequence.tokens[sequence.computed : sequence.computed + count])
+        return self._model.hidden(ids_BT, positions_BT, memory, self._dtype)[: len(sequences), : max(counts)]
+
+    def look_ahead(self, depth: int, sequences: Rows[Sequence], states: Rows[Tensor]) -> list[Tensor]:
+        """States_TD that predict one token further, from each sequence's states_TD of the depth before.
+
+        Args:
+            depth: 1 for the first layer that looks ahead.
+            sequences: each with the position of its first state as `computed`, and tokens `depth` past the last.
+        """
+        counts = [len(states_TD) for states_TD in states]
+        positions_BT, memory = self._call(sequences, counts)
+        ids_BT = torch.zeros_like(positions_BT)
+        x_BTD = states[0].new_zeros((*ids_BT.shape, self.config.dim))
+        for row, (sequence, states_TD) in enumerate(zip(sequences, states, strict=True)):
+            first = sequence.computed + depth
+            ids_BT[row, : len(states_TD)] = torch.tensor(sequence.tokens[first : first + len(states_TD)])
+            x_BTD[row, : len(states_TD)] = states_TD
+        x_BTD = self._model.look_further(depth, x_BTD, ids_BT, positions_BT, memory)
+        return [x_BTD[row, :count] for row, count in enumerate(counts)]
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Logits_NV in fp32."""
@@ -65,16 +83,24 @@ class Runner:
             fork.computed = sequence.computed
         if fork.computed == sequence.computed:
             fork.states = dict(sequence.states)
-        elif self.recurrent:
+        elif self.config.recurrent:
             fork.release(pool)
         return fork
 
-    def _shape(self, N: int, tokens: int) -> tuple[int, int]:
+    def _call(self, sequences: Rows[Sequence], counts: Rows[int]) -> tuple[Tensor, Memory]:
+        """Positions_BT of a call, padding included, and its memory."""
+        B, T = self._shape(len(sequences), max(counts))
+        positions_BT = torch.zeros((B, T), dtype=torch.long)
+        positions_BT[: len(sequences)] = torch.tensor([[s.computed] for s in sequences]) + torch.arange(T)
+        positions_BT.clamp_(max=self.config.context - 1)  # Of padding behind the last token.
+        return positions_BT, self._cache.memory(sequences, counts, B, T)
+
+    def _shape(self, N: int, T: int) -> tuple[int, int]:
         """Rows and columns of a call, so many that the products of its layers have enough rows."""
-        if N == 1 and not self.recurrent:
-            return N, self._padded(tokens)
+        if N == 1 and not self.config.recurrent:
+            return N, self._padded(T)
         # Padding rows, not columns: a state must not read any.
-        return next(B for B in range(N, N + self._rows) if B * tokens % self._rows == 0), tokens
+        return next(B for B in range(N, N + self._rows) if B * T % self._rows == 0), T
 
     def _padded(self, rows: int) -> int:
         return -(-rows // self._rows) * self._rows

@@ -7,6 +7,7 @@ the rows that ask for it, so plain requests pay for nothing. Shapes: N rows (req
 import math
 import secrets
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 
 import torch
@@ -46,6 +47,12 @@ class Sampler:
     def history(self) -> list[int]:
         """Prompt and completion."""
         return [*self.prompt, *self.written]
+
+    def after(self, tokens: Sequence[int]) -> "Sampler":
+        """The same sampling once these tokens, too, are written: what a draft for the tokens after them is drawn by."""
+        later = copy(self)
+        later.written = [*self.written, *tokens]
+        return later
 
 
 Truncation = Callable[[Tensor, Tensor], Tensor]

@@ -26,6 +26,11 @@ class Scheduler:
         self._arrivals = 0
         self.preemptions = 0
 
+    @property
+    def busy(self) -> bool:
+        """Whether anybody is running or waiting."""
+        return bool(self.running or self.waiting)
+
     def add(self, requests: Iterable[Request]) -> None:
         """Queue new requests."""
         for request in requests:
@@ -89,6 +94,13 @@ class Scheduler:
         """Requests with exactly one token to compute in each row, and room for it."""
         ready = [r for r in self.running if all(s.waiting == 1 for s in r.sequences)]
         return [r for r in sorted(ready, key=lambda r: r.arrival) if self._make_room(r, r.sequences)]
+
+    def room_for_guesses(self, sequence: Sequence, wanted: int) -> int:
+        """Reserve blocks for tokens beyond the known ones, as far as nobody must step back for them."""
+        known = len(sequence.tokens)
+        while not sequence.reserve(self.pool, known + wanted):
+            wanted -= 1
+        return wanted
 
     def _make_room(self, request: Request, sequences: list[Sequence]) -> bool:
         """Reserve blocks for all tokens; if need be the request that came last steps back, possibly this one."""

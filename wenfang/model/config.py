@@ -177,3 +177,8 @@ class DecoderConfig(Config):
     def attention_layers(self) -> list[int]:
         """The layers whose mixer is attention."""
         return [layer for layer in range(self.layers) if self.mixer(layer) == "attention"]
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether a layer carries a state from token to token."""
+        return self.token_shift or len(self.attention_layers) < self.layers

@@ -166,12 +166,18 @@ class Decoder(nn.Module):
 
         The states at depth k have read token t + k; where a row (or its document) ends before, they mean nothing.
         """
-        rotations = self._rotations(positions_BT, x_BTD.dtype)
-        for depth, ahead in enumerate(self.ahead, start=1):
-            next_BTD = self._embedded(inputs.roll(-depth, 1), x_BTD.dtype)
-            layer = self.config.layers + depth - 1
-            x_BTD = ahead(x_BTD, next_BTD, memory, rotations[self._rope_of[layer]])
+        for depth in range(1, len(self.ahead) + 1):
+            x_BTD = self.look_further(depth, x_BTD, inputs.roll(-depth, 1), positions_BT, memory)
             yield x_BTD
+
+    def look_further(
+        self, depth: int, x_BTD: Tensor, next_inputs: Tensor, positions_BT: Tensor, memory: Memory
+    ) -> Tensor:
+        """One depth of `look_ahead`: from the states of the depth before (0: those of `hidden`) and, at each position
+        t, token t + depth or its embedding."""
+        layer = self.config.layers + depth - 1
+        rotation = self._rotations(positions_BT, x_BTD.dtype)[self._rope_of[layer]]
+        return self.ahead[depth - 1](x_BTD, self._embedded(next_inputs, x_BTD.dtype), memory, rotation)
 
     def rebalance_experts(self) -> None:
         """After each optimiser step: move every mixture of experts towards an even load."""
