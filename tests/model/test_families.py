@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from cached import Cached
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from wenfang.engine.cache import SlotCache
 from wenfang.model import Decoder, load_model, save_model
 from wenfang.model.memory import Memory
 
@@ -183,24 +183,20 @@ def test_a_cache_changes_nothing_wherever_the_prompt_is_split(pair: tuple[Decode
     row = ids(1, end)
     expected = whole(model, row)
     for split in range(1, end):
-        cache = SlotCache(model, 1)
-        first = model(row[:, :split], torch.arange(split)[None], cache.prefill(0, 0, split))
-        rest = model(row[:, split:], torch.arange(split, end)[None], cache.prefill(0, split, end))
-        close(torch.cat((first, rest), 1), expected)
+        cached = Cached(model, row)
+        close(torch.cat((cached.read([0], split), cached.read([0], end - split)), 1), expected)
 
 
 @torch.no_grad()
 def test_sequences_decode_together_as_they_do_alone(pair: tuple[Decoder, PreTrainedModel]) -> None:
     model, _ = pair
-    prompts, cache = {0: 4, 1: 8, 2: 7}, SlotCache(model, 3)
-    rows = ids(3, reach(model))
-    for slot, length in prompts.items():
-        model(rows[slot : slot + 1, :length], torch.arange(length)[None], cache.prefill(slot, 0, length))
+    rows, lengths = ids(3, reach(model)), [4, 8, 7]
+    cached, order = Cached(model, rows), [2, 0, 1]
+    for row, length in enumerate(lengths):
+        cached.read([row], length)
     for step in range(3):
-        slots, positions = torch.tensor([2, 0, 1]), torch.tensor([7, 4, 8]) + step
-        logits = model(rows[slots, positions][:, None], positions[:, None], cache.decode(slots, positions))
-        for row, slot in enumerate(slots.tolist()):
-            close(logits[row], whole(model, rows[slot : slot + 1, : positions[row] + 1])[0, -1:])
+        for row, logits in zip(order, cached.read(order, 1), strict=True):
+            close(logits, whole(model, rows[row : row + 1, : lengths[row] + step + 1])[0, -1:])
 
 
 @torch.no_grad()
