@@ -176,10 +176,10 @@ def set_key(name: str, value: object) -> Callable[[dict, dict], None]:
     [
         (lambda k, t: t.pop("blk.0.ffn_up.weight"), "m.gguf' lacks the tensor 'blk.0.ffn_up.weight'"),
         (lambda k, t: t.update(extra=(np.ones(3, np.float32), GGMLQuantizationType.F32)), "unknown tensor 'extra'"),
-        (lambda k, t: t["output_norm.weight"][0].fill(np.nan), "model.norm.weight holds NaN"),
+        (lambda k, t: t["output_norm.weight"][0].fill(np.nan), "output_norm.weight holds NaN"),
         (
             lambda k, t: t.update({"output_norm.weight": (np.ones(5, np.float32), 0)}),
-            r"model.norm.weight has shape \[5\]",
+            r"output_norm.weight has shape \[5\]",
         ),
         (lambda k, t: k.pop("qwen3.block_count"), "lacks the metadata 'qwen3.block_count'"),
         (set_key("qwen3.block_count", 10**9), "num_hidden_layers=1000000000"),

@@ -68,6 +68,10 @@ class Family:
             raise ModelError(
                 say(zh=f"config.json 缺少 {error.args[0]!r}。", en=f"config.json lacks {error.args[0]!r}.")
             ) from None
+        except ZeroDivisionError:
+            raise ModelError(
+                say(zh="config.json 有一個大小是 0。", en="config.json is wrong: one of its sizes is 0.")
+            ) from None
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(map(str, first["loc"]))

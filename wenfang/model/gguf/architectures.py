@@ -1,27 +1,18 @@
 """What llama.cpp calls the architectures that Hugging Face families hold, and the keys that describe each."""
 
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
-
-import numpy as np
+from dataclasses import dataclass, field, replace
 
 from wenfang.core.errors import ModelError
 from wenfang.core.language import say
 from wenfang.model.config import DecoderConfig
 from wenfang.model.families import FAMILIES, Family
-from wenfang.model.families.family import Values, differences
+from wenfang.model.families.family import Values, unsupported
 from wenfang.model.families.tensor_map import Link
 from wenfang.model.gguf import links
-from wenfang.model.gguf.header import GGUFFile, broken
-
-LARGEST_SIZE = 1 << 31
-NEUTRAL: dict[str, tuple[object, ...]] = {
-    "expert_count": (0,),
-    "expert_used_count": (0,),
-    "rope.scaling.type": ("none",),
-}
-"""Keys that may be there as long as they ask for nothing."""
+from wenfang.model.gguf.header import GGUFFile
 
 COMMON = {
     "context_length": "max_position_embeddings",
@@ -52,6 +43,18 @@ def _nothing(_: Values) -> Values:
     return {}
 
 
+def _always(_: Values) -> bool:
+    return True
+
+
+def _sparse(keys: Values) -> bool:
+    return bool(keys.get("expert_count"))
+
+
+def _dense(keys: Values) -> bool:
+    return not _sparse(keys)
+
+
 @dataclass(frozen=True)
 class Architecture:
     """One architecture of llama.cpp and the Hugging Face families it stands for."""
@@ -68,8 +71,10 @@ class Architecture:
     """Further keys, from the others: written so, and refused where a file says otherwise."""
     known: Callable[[Values], Values] = _nothing
     """Fields of `config.json` that llama.cpp takes for granted, from those the keys gave."""
-    sparse: bool = False
-    """Stands for the files of this name that have experts."""
+    when: Callable[[Values], bool] = _always
+    """Which files of this name it stands for, by their keys."""
+    copies: Mapping[str, str] = field(default_factory=dict)
+    """Tensors that llama.cpp wants and nobody reads, and what they are filled from."""
 
     @property
     def prefix(self) -> str:
@@ -79,7 +84,7 @@ class Architecture:
     @property
     def family(self) -> Family:
         """The family it is read as, with llama.cpp's names of tensors."""
-        return replace(FAMILIES[self.model_types[0]], links=self.links, ignored=())
+        return replace(FAMILIES[self.model_types[0]], links=self.links, ignored=tuple(map(re.escape, self.copies)))
 
 
 def _square(values: Values) -> Values:
@@ -129,23 +134,69 @@ def _mamba2(values: Values) -> Values:
 
 
 def _deepseek2_fixed(keys: Values) -> Values:
-    return {"attention.head_count_kv": keys["attention.head_count"]}
+    return {"attention.head_count_kv": keys["attention.head_count"], "expert_gating_func": SOFTMAX}
 
 
+def _deepseek3_fixed(keys: Values) -> Values:
+    return {"attention.head_count_kv": keys["attention.head_count"], "expert_gating_func": SIGMOID}
+
+
+def _deepseek2(values: Values) -> Values:
+    groups = {"topk_method": "group_limited_greedy" if values.get("n_group", 1) > 1 else "greedy"}
+    return groups | {"qk_nope_head_dim": values["head_dim"] - values["qk_rope_head_dim"]}
+
+
+def _rwkv7(values: Values) -> Values:
+    if not math.isclose(values["head_dim"] * values["norm_eps"], RWKV7_EPS, rel_tol=1e-4):
+        raise unsupported("head_dim · norm_eps", values["head_dim"] * values["norm_eps"], RWKV7_EPS)
+    return {}
+
+
+def _qwen3_next_fixed(_: Values) -> Values:
+    return {}
+
+
+def _qwen3_next(values: Values) -> Values:
+    return {
+        "linear_value_head_dim": values["inner"] // values["linear_num_value_heads"],
+        "partial_rotary_factor": values["rope_width"] / values["head_dim"],
+        "decoder_sparse_step": 1,
+        "norm_topk_prob": True,
+    }
+
+
+SOFTMAX, SIGMOID = 1, 2
+"""How experts are scored (`expert_gating_func`)."""
+RWKV7_EPS = 64e-5
+"""What llama.cpp adds to the variance of each head's output."""
+DEEPSEEK = {
+    **{key: name for key, name in COMMON.items() if key != "attention.head_count_kv"},
+    "attention.value_length": "v_head_dim",
+    "attention.q_lora_rank": "q_lora_rank",
+    "attention.kv_lora_rank": "kv_lora_rank",
+    "rope.dimension_count": "qk_rope_head_dim",
+    "leading_dense_block_count": "first_k_dense_replace",
+    "expert_count": "n_routed_experts",
+    "expert_used_count": "num_experts_per_tok",
+    "expert_shared_count": "n_shared_experts",
+    "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_weights_scale": "routed_scaling_factor",
+    "expert_weights_norm": "norm_topk_prob",
+    "expert_group_count": "n_group",
+    "expert_group_used_count": "topk_group",
+}
 ARCHITECTURES = (
-    Architecture("llama", ("llama", "mistral"), links.llama, COMMON),
+    Architecture("llama", ("llama", "mistral"), links.llama, COMMON, when=_dense),
     Architecture(
         "llama",
         ("mixtral",),
         links.llama,
         COMMON | {key: EXPERTS[key] for key in ("expert_count", "expert_used_count")},
-        sparse=True,
+        when=_sparse,
     ),
     Architecture("qwen3", ("qwen3",), links.qwen, COMMON),
     Architecture("qwen2", ("qwen2",), links.qwen, COMMON, known=_square),
-    Architecture(
-        "qwen3moe", ("qwen3_moe",), links.qwen, COMMON | EXPERTS, known=lambda _: {"norm_topk_prob": True}, sparse=True
-    ),
+    Architecture("qwen3moe", ("qwen3_moe",), links.qwen, COMMON | EXPERTS, known=lambda _: {"norm_topk_prob": True}),
     Architecture("smollm3", ("smollm3",), links.llama, COMMON),
     Architecture("olmo2", ("olmo2",), links.olmo2, COMMON, known=_square),
     Architecture("phi3", ("phi3",), links.phi3, COMMON, fixed=_phi3_fixed, known=_square),
@@ -224,6 +275,65 @@ ARCHITECTURES = (
         fixed=_mamba2_fixed,
         known=_mamba2,
     ),
+    Architecture(
+        "deepseek2",
+        ("deepseek_v2",),
+        links.deepseek2,
+        DEEPSEEK,
+        fixed=_deepseek2_fixed,
+        known=_deepseek2,
+        when=lambda keys: keys.get("expert_gating_func", SOFTMAX) == SOFTMAX,
+    ),
+    Architecture(
+        "deepseek2",
+        ("deepseek_v3",),
+        links.deepseek2,
+        DEEPSEEK,
+        fixed=_deepseek3_fixed,
+        known=_deepseek2,
+        when=lambda keys: keys.get("expert_gating_func") == SIGMOID,
+    ),
+    Architecture(
+        "rwkv7",
+        ("rwkv7",),
+        links.rwkv7,
+        {
+            "context_length": "max_position_embeddings",
+            "embedding_length": "hidden_size",
+            "block_count": "num_hidden_layers",
+            "feed_forward_length": "intermediate_size",
+            "attention.layer_norm_epsilon": "norm_eps",
+            "wkv.head_size": "head_dim",
+            "attention.decay_lora_rank": "decay_low_rank_dim",
+            "attention.iclr_lora_rank": "a_low_rank_dim",
+            "attention.value_residual_mix_lora_rank": "v_low_rank_dim",
+            "attention.gate_lora_rank": "gate_low_rank_dim",
+        },
+        fixed=lambda _: {"attention.head_count": 0},
+        known=_rwkv7,
+        copies={f"blk.0.time_mix_v{n}.weight": f"blk.0.time_mix_a{n}.weight" for n in range(3)},
+    ),
+    Architecture(
+        "qwen3next",
+        ("qwen3_next",),
+        links.qwen3_next,
+        COMMON
+        | EXPERTS
+        | {
+            "expert_count": "num_experts",
+            "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+            "attention.value_length": "value_width",
+            "rope.dimension_count": "rope_width",
+            "full_attention_interval": "full_attention_interval",
+            "ssm.conv_kernel": "linear_conv_kernel_dim",
+            "ssm.state_size": "linear_key_head_dim",
+            "ssm.group_count": "linear_num_key_heads",
+            "ssm.time_step_rank": "linear_num_value_heads",
+            "ssm.inner_size": "inner",
+        },
+        fixed=_qwen3_next_fixed,
+        known=_qwen3_next,
+    ),
 )
 
 
@@ -234,10 +344,9 @@ def architecture_of(file: GGUFFile) -> Architecture:
         ModelError: it is not one of ours.
     """
     name = str(file.value("general.architecture"))
-    named = [architecture for architecture in ARCHITECTURES if architecture.name == name]
-    sparse = bool(file.metadata.get(f"{name}.expert_count"))
-    for architecture in named:
-        if architecture.sparse == sparse or len(named) == 1:
+    keys = {key.removeprefix(name + "."): value for key, value in file.metadata.items()}
+    for architecture in ARCHITECTURES:
+        if architecture.name == name and architecture.when(keys):
             return architecture
     raise _unknown(name, [architecture.name for architecture in ARCHITECTURES])
 
@@ -254,89 +363,11 @@ def architecture_for(model_type: str) -> Architecture:
     raise _unknown(model_type, [name for architecture in ARCHITECTURES for name in architecture.model_types])
 
 
-def file_values(file: GGUFFile) -> Values:
-    """What `config.json` would say of the model in `file`.
-
-    Raises:
-        ModelError: a key is missing, or one asks for something nobody here would honour.
-    """
-    architecture = architecture_of(file)
-    required = ("embedding_length", "block_count", "context_length", "attention.head_count", "feed_forward_length")
-    for key in filter(lambda key: key in architecture.fields, required):
-        value = file.value(architecture.prefix + key)
-        if not isinstance(value, int) or not 0 < value < LARGEST_SIZE:
-            raise broken(file.path, f"{architecture.prefix}{key}={value!r}")
-    embedding = file.tensors.get("token_embd.weight")
-    vocab_size = embedding.shape[0] if embedding else len(file.strings("tokenizer.ggml.tokens"))
-    return config_values(architecture, file.metadata, vocab_size=vocab_size, tied="output.weight" not in file.tensors)
-
-
-def config_values(architecture: Architecture, keys: Mapping[str, Any], *, vocab_size: int, tied: bool) -> Values:
-    """What `config.json` would say of a model with these keys.
-
-    Raises:
-        ModelError: a key asks for something nobody here would honour.
-    """
-    prefix = architecture.prefix
-    short = {key.removeprefix(prefix): value for key, value in keys.items() if key.startswith(prefix)}
-    values: Values = {"rope_theta": 10_000.0}
-    if "attention.head_count" in architecture.fields:
-        heads = short["attention.head_count"]
-        values |= {"head_dim": short["embedding_length"] // heads, "num_key_value_heads": heads}
-    fixed = architecture.fixed(short)
-    for key, value in short.items():
-        if key in architecture.fields:
-            # Floats are stored in single precision: the shortest decimal that reads back the same was meant.
-            values[architecture.fields[key]] = float(str(np.float32(value))) if isinstance(value, float) else value
-        elif key != "vocab_size" and value not in NEUTRAL.get(key, (fixed.get(key),)):
-            raise _unsupported(prefix + key, value)
-    values["rope_parameters"] = {"rope_type": "default", "rope_theta": values["rope_theta"]}
-    values |= {"model_type": architecture.model_types[0], "vocab_size": vocab_size, "tie_word_embeddings": tied}
-    return values | architecture.known(values)
-
-
-def config_keys(architecture: Architecture, config: DecoderConfig) -> dict[str, int | float]:
-    """The architecture's keys for a config; the way back from `config_values`.
-
-    Raises:
-        ModelError: llama.cpp's architecture has no key for a field, which is named.
-    """
-    thetas = [rope.theta for layer in range(config.layers) if (rope := config.rope(layer))]
-    ours = {
-        "head_dim": config.head_dim,
-        "rope_theta": max(thetas, default=10_000.0),
-        "clip_qkv": config.qkv_clip,
-        "inner": config.mamba2.heads * config.mamba2.head_dim,
-    }
-    values, family = architecture.family.to_hf(config) | ours, architecture.family
-    short = {key: values[name] for key, name in architecture.fields.items() if values.get(name) is not None}
-    short |= architecture.fixed(short) | {"vocab_size": config.vocab_size}
-    keys = {architecture.prefix + key: value for key, value in short.items()}
-    back = config_values(architecture, keys, vocab_size=config.vocab_size, tied=config.tie_embeddings)
-    if lost := differences(config, family.from_hf(back)):
-        raise ModelError(
-            say(
-                zh=f"llama.cpp 的 {architecture.name} 無法表示這個模型的 {', '.join(lost)}。",
-                en=f"llama.cpp's {architecture.name} cannot express this model's {', '.join(lost)}.",
-            )
-        )
-    return keys
-
-
 def _unknown(name: str, known: Sequence[str]) -> ModelError:
     listed = ", ".join(dict.fromkeys(known))
     return ModelError(
         say(
             zh=f"GGUF 架構 {name!r} 尚不支援；可用的有 {listed}。",
             en=f"The GGUF architecture {name!r} is not supported; known are {listed}.",
-        )
-    )
-
-
-def _unsupported(key: str, value: object) -> ModelError:
-    return ModelError(
-        say(
-            zh=f"{key}={value!r} 無法在 GGUF 與 Hugging Face 之間轉換。",
-            en=f"{key}={value!r} cannot be carried between GGUF and Hugging Face here.",
         )
     )

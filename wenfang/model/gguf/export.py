@@ -20,7 +20,8 @@ from wenfang.core.errors import ModelError
 from wenfang.core.language import say
 from wenfang.model.families import family_of
 from wenfang.model.folder import load_model, read_json, stored_tensors
-from wenfang.model.gguf.architectures import architecture_for, config_keys
+from wenfang.model.gguf.architectures import architecture_for
+from wenfang.model.gguf.keys import config_keys
 from wenfang.model.gguf.tokens import rebuilt_alike, vocabulary_of
 from wenfang.model.gguf.vocabulary import Vocabulary
 
@@ -35,7 +36,7 @@ FILE_TYPES = {
 BLOCK = 32
 """Numbers that Q8_0 and Q4_0 quantise together; rows of another length stay in 16 bits."""
 LARGEST_F16 = 65504.0
-IN_FULL = re.compile(r"(?<!\.weight)$|position_embd|ffn_gate_inp|ssm_conv1d|time_mix_(lerp|[wavg][12])")
+IN_FULL = re.compile(r"(?<!\.weight)$|position_embd|ffn_gate_inp|ssm_(conv1d|norm)|time_mix_(lerp|[wavg][12])")
 """Matrices that llama.cpp adds or multiplies only in fp32."""
 NUMPY: dict[GGMLQuantizationType, type[np.generic]] = {
     GGMLQuantizationType.F32: np.float32,
@@ -61,13 +62,14 @@ def export_gguf(folder: Path, out: Path, *, dtype: GGUFDtype) -> None:
     document = read_json(folder / "tokenizer.json")
     vocabulary = _padded(vocabulary_of(document), model.config.vocab_size)
     tensors = stored_tensors(model, architecture.family)
+    tensors |= {copy: tensors[original] for copy, original in architecture.copies.items()}
     kinds = {name: _kind(name, tensor, dtype, tied="output.weight" not in tensors) for name, tensor in tensors.items()}
 
     partial = out.with_name(out.name + ".partial")
     writer = GGUFWriter(partial, architecture.name)
     _describe(writer, folder, model.config.parameters, FILE_TYPES[dtype])
     for key, value in keys.items():
-        writer.add_float32(key, value) if isinstance(value, float) else writer.add_uint32(key, int(value))
+        _add_key(writer, key, value)
     _add_tokenizer(writer, vocabulary, folder, document)
     for name, tensor in tensors.items():
         kind = kinds[name]
@@ -85,6 +87,15 @@ def export_gguf(folder: Path, out: Path, *, dtype: GGUFDtype) -> None:
         partial.replace(out)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _add_key(writer: GGUFWriter, key: str, value: int | float | bool) -> None:
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    else:
+        writer.add_uint32(key, value)
 
 
 def _kind(name: str, tensor: Tensor, dtype: GGUFDtype, *, tied: bool) -> GGMLQuantizationType:

@@ -46,10 +46,27 @@ class Shaped:
 
 @dataclass(frozen=True)
 class Decay:
-    """A = −exp(A_log) of a state-space model, a column; ours is A_log."""
+    """A = −exp(A_log) of a state-space model; ours is A_log.
+
+    Args:
+        column: one number a row.
+    """
+
+    column: bool
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
-        return -parts[0].exp()[:, None]
+        return -parts[0].exp()[:, None] if self.column else -parts[0].exp()
 
     def split(self, whole: Tensor, shapes: Sequence[torch.Size]) -> Sequence[Tensor]:
-        return [(-whole[:, 0]).log()]
+        return [(-whole).log().reshape(shapes[0])]
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """Vectors one after the other, with two dimensions of size one between."""
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(parts))[:, None, None]
+
+    def split(self, whole: Tensor, shapes: Sequence[torch.Size]) -> Sequence[Tensor]:
+        return list(whole[:, 0, 0])

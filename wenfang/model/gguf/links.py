@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 
 from wenfang.model.config import DecoderConfig
-from wenfang.model.families.tensor_map import Layout, Link, PairedRows, Rows
-from wenfang.model.gguf.layouts import Decay, Offset, Pairs, Shaped
+from wenfang.model.families.tensor_map import HeadRows, Layout, Link, PairedRows, Rows
+from wenfang.model.gguf.layouts import Decay, Offset, Pairs, Shaped, Stacked
+from wenfang.model.mixers.rwkv7 import SHIFTED
 from wenfang.model.parts import MlaConfig
 
 OURS, THEIRS = "layers.*.", "blk.*."
@@ -83,7 +84,7 @@ def mamba2(config: DecoderConfig) -> tuple[Link, ...]:
         Link(mixer + "conv1d.weight", THEIRS + "ssm_conv1d.weight", Shaped((channels, shape.conv_width))),
         Link(mixer + "conv1d.bias", THEIRS + "ssm_conv1d.bias"),
         Link(mixer + "dt_bias", THEIRS + "ssm_dt.bias"),
-        Link(mixer + "A_log", THEIRS + "ssm_a", Decay()),
+        Link(mixer + "A_log", THEIRS + "ssm_a", Decay(column=True)),
         Link(mixer + "D", THEIRS + "ssm_d", Shaped((shape.heads, 1))),
         Link(mixer + "norm_weight", THEIRS + "ssm_norm.weight", Shaped((shape.groups, inner // shape.groups))),
         Link(mixer + "o_proj", THEIRS + "ssm_out"),
@@ -108,6 +109,63 @@ def deepseek2(config: DecoderConfig) -> tuple[Link, ...]:
         OUTPUT,
         *_feed_forwards(config),
     )
+
+
+def rwkv7(_: DecoderConfig) -> tuple[Link, ...]:
+    """RWKV-7: time mix and channel mix."""
+    return tuple(_rwkv7())
+
+
+def _rwkv7() -> Iterator[Link]:
+    mixer, time, channel = OURS + "mixer.", THEIRS + "time_mix_", THEIRS + "channel_mix_"
+    yield from ENDS
+    yield Link("embed_norm", "token_embd_norm")
+    yield Link(OURS + "mixer_norm", THEIRS + "attn_norm")
+    yield Link(OURS + "mlp_norm", THEIRS + "attn_norm_2")
+    yield Link(tuple(f"{mixer}shifts.{name}" for name in SHIFTED), time + "lerp_fused.weight", Stacked())
+    for name, letter in (("decay", "w"), ("rate", "a"), ("value", "v"), ("gate", "g")):
+        yield Link(f"{mixer}{name}.bias", f"{time}{letter}0.weight")
+        yield Link(f"{mixer}{name}.down", f"{time}{letter}1")
+        yield Link(f"{mixer}{name}.up", f"{time}{letter}2")
+    for name, theirs in (("r", "receptance"), ("k", "key"), ("v", "value"), ("o", "output")):
+        yield Link(f"{mixer}{name}_proj", time + theirs)
+    yield Link(mixer + "k_k", time + "k_k.weight")
+    yield Link(mixer + "k_a", time + "k_a.weight")
+    yield Link(mixer + "r_k", time + "r_k.weight", Shaped((-1,)))
+    yield Link(mixer + "norm_weight", time + "ln.weight")
+    yield Link(mixer + "norm_bias", time + "ln.bias")
+    yield Link(OURS + "mlp.shift", channel + "lerp_k.weight")
+    yield Link(OURS + "mlp.up_proj", channel + "key")
+    yield Link(OURS + "mlp.down_proj", channel + "value")
+
+
+def qwen3_next(config: DecoderConfig) -> tuple[Link, ...]:
+    """Qwen3-Next: gated DeltaNet and gated attention by turns; norms as 1 + weight but that of DeltaNet's output."""
+    return tuple(_qwen3_next(config))
+
+
+def _qwen3_next(config: DecoderConfig) -> Iterator[Link]:
+    linear, mixer = config.gated_deltanet, OURS + "mixer."
+    yield Link("norm", "output_norm", Offset())
+    yield Link(OURS + "mixer_norm", THEIRS + "attn_norm", Offset())
+    yield Link(OURS + "mlp_norm", THEIRS + "post_attention_norm", Offset())
+    for layer in range(config.layers):
+        ours, theirs = f"layers.{layer}.mixer.", f"blk.{layer}."
+        if config.mixer(layer) == "gated_deltanet":
+            yield Link((ours + "q_proj", ours + "k_proj", ours + "v_proj"), theirs + "attn_qkv")
+            yield Link(ours + "o_proj", theirs + "ssm_out")
+    yield Link(mixer + "z_proj", THEIRS + "attn_gate")
+    yield Link((mixer + "beta_proj", mixer + "alpha_proj"), THEIRS + "ssm_ba", HeadRows(linear.key_heads))
+    channels = 2 * linear.key_heads * linear.key_dim + linear.value_heads * linear.value_dim
+    yield Link(mixer + "conv1d.weight", THEIRS + "ssm_conv1d.weight", Shaped((channels, linear.conv_width)))
+    yield Link(mixer + "A_log", THEIRS + "ssm_a", Decay(column=False))
+    yield Link(mixer + "dt_bias", THEIRS + "ssm_dt.bias")
+    yield Link(mixer + "norm_weight", THEIRS + "ssm_norm.weight")
+    yield Link((mixer + "q_proj", mixer + "gate_proj"), THEIRS + "attn_q", HeadRows(config.heads))
+    yield Link(mixer + "q_norm", THEIRS + "attn_q_norm", Offset())
+    yield Link(mixer + "k_norm", THEIRS + "attn_k_norm", Offset())
+    yield Link(OURS + "mlp.shared_gate.weight", THEIRS + "ffn_gate_inp_shexp.weight", Shaped((config.dim,)))
+    yield from qwen(config)
 
 
 def _post_norms(layout: Layout) -> tuple[Link, ...]:

@@ -11,8 +11,9 @@ from torch import Tensor
 from wenfang.model.config import DecoderConfig
 from wenfang.model.decoder import Decoder
 from wenfang.model.folder import build_model
-from wenfang.model.gguf.architectures import architecture_of, file_values
+from wenfang.model.gguf.architectures import architecture_of
 from wenfang.model.gguf.header import GGUFFile, broken
+from wenfang.model.gguf.keys import file_values
 from wenfang.model.gguf.vocabulary import read_tokenizer
 
 
