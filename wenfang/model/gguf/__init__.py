@@ -1,7 +1,8 @@
 """gguf: a model in llama.cpp's one-file format, in and out.
 
-`header` reads the file without trusting it, `architectures` says which there are, `keys` maps the config and `links` and
-`layouts` the tensors, `vocabulary` and `tokens` map the tokenizer each way, `load`, `export` and `bring` put them together. Judged by llama.cpp itself in the tests.
+`header` reads the file without trusting it; `architectures` says which there are, `keys` maps their config, `links` and
+`layouts` their tensors, `vocabulary` and `tokens` the tokenizer each way; `load`, `export` and `bring` put them together.
+Judged by llama.cpp itself in the tests.
 """
 
 from wenfang.model.gguf.bring import import_gguf
