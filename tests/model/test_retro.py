@@ -183,12 +183,17 @@ def test_without_neighbours_it_is_the_plain_decoder(model: Decoder) -> None:
     assert torch.equal(run(model, ids, None), expected)
     torch.testing.assert_close(run(model, ids, torch.full((2, 2, N, 2 * M), -1)), expected)
     torch.testing.assert_close(run(model, ids, None, Growing()), expected)
+    served = Growing()
+    served.retrieves = False
+    assert torch.equal(run(model, ids, None, served), expected)
+    assert not served.states
 
 
 class Growing(Memory):
     """Keys, values and states of whole rows, growing with each call."""
 
     lasting = True
+    retrieves = True
 
     def __init__(self) -> None:
         super().__init__()

@@ -8,6 +8,7 @@ Shapes in names: C chunks, Q queries, M tokens of a chunk, D width of a vector, 
 
 import hashlib
 import importlib
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -121,6 +122,7 @@ class ChunkIndex:
         arrays = {"ids": self._ids_CM, "keys": self._keys_C, "last": self._last_C, "mean": self._mean_D}
         write_tensors({name: torch.from_numpy(array) for name, array in arrays.items()}, folder / CHUNKS, {})
         faiss.write_index(self._vectors, str(folder / VECTORS))
+        shutil.copymode(folder / VECTORS, folder / CHUNKS)  # safetensors writes files that only their owner can read.
 
     @classmethod
     def load(cls, folder: Path) -> "ChunkIndex":

@@ -196,9 +196,9 @@ class Decoder(nn.Module):
         ]
 
     def _retrieval(self, positions_BT: Tensor, memory: Memory, dtype: torch.dtype) -> Retrieval | None:
-        """Neighbours for the layers that attend to them; None where there are none and none can have been before."""
+        """Neighbours for the layers that attend to them; None where there are none and never were."""
         retro = self.config.retro
-        if retro is None or (memory.neighbours_BSNR is None and not memory.lasting):
+        if retro is None or (memory.neighbours_BSNR is None and not memory.retrieves):
             return None
         return Retrieval(retro, memory, positions_BT, lambda ids: self.embed(ids, dtype))
 

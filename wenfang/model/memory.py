@@ -116,6 +116,8 @@ class Memory:
 
     lasting = False
     """Whether a later call continues these sequences, so that layers should hand over their smallest keys."""
+    retrieves = False
+    """Whether neighbours may come in any call, so that a lasting memory keeps what reading them needs in every call."""
 
     def __init__(self, documents_BT: Tensor | None = None) -> None:
         self.documents_BT = documents_BT

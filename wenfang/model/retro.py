@@ -5,8 +5,8 @@ attend to them: the chunk's last and the next chunk's all but the last. So no po
 that comes after it. Rotary positions, counted from the chunk's first token in queries and from each neighbour's first
 token in keys, stand in for the paper's relative ones.
 
-The memory brings the neighbours of the chunks that a call completes; between calls it keeps the last set's keys and
-values, so that decoding token by token gives what one call over everything gives.
+The memory brings the neighbours of the chunks that a call completes. Where it lasts and `retrieves`, it keeps the last
+set's keys and values between calls, so that decoding token by token gives what one call over everything gives.
 
 Shapes in names: B batch, T time, D model width, M chunk, N neighbours, R = 2M tokens of a neighbour, X = N·R,
 S sets of neighbours of a row, P = B·S, L queries of a set, H query heads, G key/value heads, K head width.

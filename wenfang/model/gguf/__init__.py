@@ -1,7 +1,7 @@
 """gguf: a model in llama.cpp's one-file format, in and out.
 
 `header` reads the file without trusting it; `architectures` says which there are, `keys` maps their config, `links` and
-`layouts` their tensors, `vocabulary` and `tokens` the tokenizer each way; `load`, `export` and `bring` put them together.
+`layouts` their tensors, `vocabulary` and `tokens` the tokenizer; `load`, `export` and `bring` put them together.
 Judged by llama.cpp itself in the tests.
 """
 
