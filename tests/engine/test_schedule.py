@@ -164,9 +164,13 @@ def test_a_known_prefix_is_not_computed_again(model: Decoder, tokenizer_folder: 
     engine.close()
 
 
-def test_prompt_logprobs_are_the_models(model: Decoder, tokenizer_folder: Path) -> None:
+@pytest.mark.parametrize("chunk", [16, 33, 256])
+def test_prompt_logprobs_are_the_models(
+    model: Decoder, tokenizer_folder: Path, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from wenfang.model.memory import Memory
 
+    monkeypatch.setattr(batch_module, "CHUNK", chunk)
     engine = Engine(model, Tokenizer.load(tokenizer_folder), name="tiny", max_batch=2)
     for length in (1, 2, 70):
         params = SamplingParams(temperature=0, max_tokens=2, logprobs=3, prompt_logprobs=True)

@@ -10,7 +10,6 @@ from wenfang.engine.request import Generation, Request, SearchRequest
 from wenfang.engine.runner import Runner
 from wenfang.engine.sampling import choose, observe
 from wenfang.engine.scheduler import Scheduler
-from wenfang.engine.sequence import Sequence
 from wenfang.engine.speculation import Drafter
 
 CHUNK = 256
@@ -82,9 +81,7 @@ class Batch:
             return []
         guesses = self._guess(decoding)
         rows = [
-            Sequence(sequence.tokens + guesses[request], sequence.computed, sequence.table)
-            if guesses.get(request)
-            else sequence
+            sequence.guessing(guesses[request]) if guesses.get(request) else sequence
             for request in decoding
             for sequence in request.sequences
         ]

@@ -10,7 +10,7 @@ BLOCK = 16
 """Tokens in a block."""
 
 ROOT = 0
-"""The parent of a first block."""
+"""The parent of a first block; with an adapter it is the adapter's number, negated."""
 
 SPARE = 0
 """The block that padding writes to and reads from; never given out."""

@@ -32,7 +32,7 @@ class Engine:
     """Generates for many callers at once. All public methods may be called from any thread.
 
     Args:
-        model: the decoder, in the dtype it shall compute in.
+        model: the decoder, in the dtype it shall compute in; if it gets adapters, for this engine alone.
         tokenizer: its tokenizer.
         name: how clients call the model.
         max_batch: sequences that run at the same time; further ones wait.
@@ -80,29 +80,32 @@ class Engine:
         tokenizer = load_tokenizer(folder, model_vocab_size=model.config.vocab_size)
         return cls(model, tokenizer, name=folder.resolve().name, max_batch=max_batch, speculation=speculation)
 
-    def stream(self, prompt: Sequence[int], params: SamplingParams) -> Stream:
+    def stream(self, prompt: Sequence[int], params: SamplingParams, *, adapter: str | None = None) -> Stream:
         """Generate and yield pieces as they are certain. Closing the stream cancels the request.
 
         Raises:
-            InputError: the prompt is empty or leaves no room in the context, or a parameter does not fit the model.
+            InputError: the prompt is empty or leaves no room in the context, or a parameter does not fit the model,
+                or there is no such adapter.
             WenfangError: the engine was closed or failed.
         """
-        request = self._generation(prompt, params)
+        request = self._generation(prompt, params, adapter)
         self._submit([request])
         return Stream(request, self._cancel)
 
-    def generate(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Completion]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams, *, adapter: str | None = None
+    ) -> list[Completion]:
         """Generate for many prompts; with a seed, prompt i uses seed + i.
 
         Raises:
             InputError, WenfangError: as `stream`.
         """
-        requests = [self._generation(prompt, params, offset=i) for i, prompt in enumerate(prompts)]
+        requests = [self._generation(prompt, params, adapter, offset=i) for i, prompt in enumerate(prompts)]
         self._submit(requests)
         streams = [Stream(request, self._cancel) for request in requests]
         return [_completion(request, list(stream)) for request, stream in zip(requests, streams, strict=True)]
 
-    def search(self, prompt: Sequence[int], params: SearchParams) -> list[Completion]:
+    def search(self, prompt: Sequence[int], params: SearchParams, *, adapter: str | None = None) -> list[Completion]:
         """Look for the best continuations: beam search, diverse beams or contrastive search; best first.
 
         Raises:
@@ -111,7 +114,8 @@ class Engine:
         """
         room = self._room(prompt)
         limit = room if params.max_tokens is None else min(params.max_tokens, room)
-        request = SearchRequest(list(prompt), _search(params, self.tokenizer.end_id, limit))
+        search = _search(params, self.tokenizer.end_id, limit)
+        request = SearchRequest(list(prompt), search, self._runner.adapters.find(adapter))
         self._check_width(request, limit)
         self._submit([request])
         with Stream(request, self._cancel) as stream:
@@ -126,6 +130,23 @@ class Engine:
             for found in request.search.found()
         ]
 
+    def load_adapter(self, name: str, folder: Path) -> None:
+        """Read a PEFT adapter that requests may then name, beside others and the bare model in one batch. A name that
+        is taken is given to the new adapter; running requests keep the old one.
+
+        Raises:
+            ModelError: the folder cannot be used on this model.
+        """
+        self._runner.load_adapter(name, folder)
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter; running requests keep it to their end.
+
+        Raises:
+            InputError: there is none of that name.
+        """
+        self._runner.adapters.unload(name)
+
     def close(self) -> None:
         """Stop; running requests end with an error."""
         with self._changed:
@@ -133,7 +154,9 @@ class Engine:
             self._changed.notify()
         self._thread.join()
 
-    def _generation(self, prompt: Sequence[int], params: SamplingParams, offset: int = 0) -> Generation:
+    def _generation(
+        self, prompt: Sequence[int], params: SamplingParams, adapter: str | None, offset: int = 0
+    ) -> Generation:
         room = self._room(prompt)
         if (outside := [token for token in params.logit_bias if token >= self.vocab_size]) != []:
             raise InputError(
@@ -147,7 +170,9 @@ class Engine:
         limit = room if params.max_tokens is None else min(params.max_tokens, room)
         breakers = frozenset(self.tokenizer.encode(text)[-1] for text in params.dry_sequence_breakers)
         text = TextStream(self.tokenizer, params.stop, prompt)
-        return Generation(list(prompt), Sampler(params, list(prompt), breakers), limit, text, self.tokenizer.end_id)
+        sampler = Sampler(params, list(prompt), breakers)
+        found = self._runner.adapters.find(adapter)
+        return Generation(list(prompt), sampler, limit, text, self.tokenizer.end_id, found)
 
     def _room(self, prompt: Sequence[int]) -> int:
         """Tokens that can follow the prompt."""

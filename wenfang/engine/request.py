@@ -4,9 +4,9 @@ import queue
 from collections import Counter
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
+from wenfang.engine.adapters import Adapter
 from wenfang.engine.blocks import BlockPool
 from wenfang.engine.completion import Delta, TokenLogprob, token_logprobs
 from wenfang.engine.params import SamplingParams
@@ -29,13 +29,14 @@ class Request:
     Args:
         prompt: token ids.
         width: most rows it will ever have.
+        adapter: what is added to the model for it.
     """
 
-    def __init__(self, prompt: list[int], width: int = 1) -> None:
+    def __init__(self, prompt: list[int], width: int = 1, adapter: Adapter | None = None) -> None:
         self.prompt = prompt
         self.width = width
         self.arrival = -1
-        self.sequences = [Sequence(list(prompt))]
+        self.sequences = [Sequence(list(prompt), adapter=adapter)]
         self.events: queue.SimpleQueue[Delta | Exception] = queue.SimpleQueue()
         self.cancelled = False
         self.finished = False
@@ -69,8 +70,16 @@ class Request:
 class Generation(Request):
     """A completion drawn token by token."""
 
-    def __init__(self, prompt: list[int], sampler: Sampler, limit: int, text: TextStream, end_id: int) -> None:
-        super().__init__(prompt)
+    def __init__(
+        self,
+        prompt: list[int],
+        sampler: Sampler,
+        limit: int,
+        text: TextStream,
+        end_id: int,
+        adapter: Adapter | None = None,
+    ) -> None:
+        super().__init__(prompt, adapter=adapter)
         self.sampler = sampler
         self.params: SamplingParams = sampler.params
         self.drafted = 0
@@ -79,7 +88,6 @@ class Generation(Request):
         self._text = text
         self._end_id = end_id
         self._prompt_logprobs: list[TokenLogprob | None] = []
-        self._last_prompt_logits_V: Tensor | None = None
 
     @property
     def written(self) -> list[int]:
@@ -112,21 +120,18 @@ class Generation(Request):
         return self.params.prompt_logprobs
 
     def _read(self, hidden_TD: Tensor, head: Head) -> None:
-        logits_TV = head(hidden_TD).float()
-        if self._last_prompt_logits_V is None:
+        if not self._prompt_logprobs:
             self._prompt_logprobs.append(None)
-        else:
-            logits_TV = torch.cat((self._last_prompt_logits_V[None], logits_TV))
-        targets = self.prompt[len(self._prompt_logprobs) :][: len(logits_TV)]
-        self._prompt_logprobs += token_logprobs(logits_TV[: len(targets)], targets, self.params.logprobs or 0)
-        self._last_prompt_logits_V = logits_TV[-1]
+        targets = self.prompt[len(self._prompt_logprobs) :][: len(hidden_TD)]
+        logits_TV = head(hidden_TD)[: len(targets)]
+        self._prompt_logprobs += token_logprobs(logits_TV, targets, self.params.logprobs or 0)
 
 
 class SearchRequest(Request):
     """Several continuations of one prompt that a search keeps, drops and branches."""
 
-    def __init__(self, prompt: list[int], search: Search) -> None:
-        super().__init__(prompt, search.width)
+    def __init__(self, prompt: list[int], search: Search, adapter: Adapter | None = None) -> None:
+        super().__init__(prompt, search.width, adapter)
         self.search = search
 
     def branch(self, children: list[Child], pool: BlockPool, runner: Runner) -> None:

@@ -1,10 +1,12 @@
 """Calls of the model for rows of the batch, shaped so that each row's result is its own (see `invariance`)."""
 
 from collections.abc import Sequence as Rows
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from wenfang.engine.adapters import Adapters
 from wenfang.engine.blocks import BlockPool
 from wenfang.engine.cache import PagedCache
 from wenfang.engine.invariance import independent_rows
@@ -31,6 +33,7 @@ class Runner:
         self._rows = independent_rows(self._dtype, shapes)
         self._model = model
         self.config = model.config
+        self.adapters = Adapters(model)
         layers = range(model.config.layers, model.config.layers + model.config.ahead) if ahead else ()
         self._cache = PagedCache(model, [*model.config.attention_layers, *layers], blocks, self._rows)
 
@@ -45,7 +48,18 @@ class Runner:
         ids_BT = torch.zeros_like(positions_BT)
         for row, (sequence, count) in enumerate(zip(sequences, counts, strict=True)):
             ids_BT[row, :count] = torch.tensor(sequence.tokens[sequence.computed : sequence.computed + count])
-        return self._model.hidden(ids_BT, positions_BT, memory, self._dtype)[: len(sequences), : max(counts)]
+        padding = [None] * (len(ids_BT) - len(sequences))
+        with self.adapters.routing.to([*(sequence.adapter for sequence in sequences), *padding]):
+            hidden_BTD = self._model.hidden(ids_BT, positions_BT, memory, self._dtype)
+        return hidden_BTD[: len(sequences), : max(counts)]
+
+    def load_adapter(self, name: str, folder: Path) -> None:
+        """Read a PEFT folder; from now on products have as many rows as its products need, too."""
+        shapes = {
+            (inputs, min(outputs, _PROBED_OUTPUTS)) for inputs, outputs in self.adapters.load(name, folder).shapes
+        }
+        self._rows = max(self._rows, independent_rows(self._dtype, shapes))
+        self._cache.queries = max(self._cache.queries, self._rows)
 
     def look_ahead(self, depth: int, sequences: Rows[Sequence], states: Rows[Tensor]) -> list[Tensor]:
         """States_TD that predict one token further, from each sequence's states_TD of the depth before.
@@ -99,8 +113,9 @@ class Runner:
         """Rows and columns of a call, so many that the products of its layers have enough rows."""
         if N == 1 and not self.config.recurrent:
             return N, self._padded(T)
+        rows = self._rows
         # Padding rows, not columns: a state must not read any.
-        return next(B for B in range(N, N + self._rows) if B * T % self._rows == 0), T
+        return next(B for B in range(N, N + rows) if B * T % rows == 0), T
 
     def _padded(self, rows: int) -> int:
-        return -(-rows // self._rows) * self._rows
+        return rows + -rows % self._rows

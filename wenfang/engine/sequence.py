@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from wenfang.engine.adapters import Adapter
 from wenfang.engine.blocks import BLOCK, ROOT, BlockPool
 from wenfang.model.memory import State
 
@@ -17,6 +18,8 @@ class Sequence:
     """Of the leading blocks that are full and registered."""
     states: dict[str, State] = field(default_factory=dict)
     """Of recurrent parts of the model, after the first `computed` tokens."""
+    adapter: Adapter | None = None
+    """What is added to the model for this row."""
 
     @property
     def waiting(self) -> int:
@@ -54,12 +57,18 @@ class Sequence:
             block = self.table[len(self.identities)]
             self.identities.append(pool.register(block, self._parent, tuple(self.tokens[end - BLOCK : end])))
 
+    def guessing(self, guesses: list[int]) -> "Sequence":
+        """This sequence as it would be with further tokens, over the same blocks."""
+        return Sequence(self.tokens + guesses, self.computed, self.table, adapter=self.adapter)
+
     def fork(self, pool: BlockPool) -> "Sequence":
         """A second sequence with the same tokens that shares the full blocks; the rest must be copied or computed."""
         full = self.computed // BLOCK
         for block in self.table[:full]:
             pool.share(block)
-        return Sequence(list(self.tokens), full * BLOCK, self.table[:full], self.identities[:full])
+        return Sequence(
+            list(self.tokens), full * BLOCK, self.table[:full], self.identities[:full], adapter=self.adapter
+        )
 
     def release(self, pool: BlockPool) -> None:
         """Give all blocks back; what was registered may still be found."""
@@ -68,4 +77,6 @@ class Sequence:
 
     @property
     def _parent(self) -> int:
-        return self.identities[-1] if self.identities else ROOT
+        if self.identities:
+            return self.identities[-1]
+        return ROOT if self.adapter is None else -self.adapter.number

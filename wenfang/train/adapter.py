@@ -15,6 +15,7 @@ from wenfang.core.errors import InputError, nearest
 from wenfang.core.language import say
 from wenfang.model import Decoder
 from wenfang.model.linear import Linear
+from wenfang.model.peft import scaling
 from wenfang.train.config import AdapterConfig
 from wenfang.train.frozen import FrozenLinear
 
@@ -64,11 +65,6 @@ class LoraLinear(nn.Module):
         with torch.no_grad():
             norms_O = self._direction().norm(dim=1)
         return self.lora_magnitude / norms_O
-
-
-def scaling(rank: int, alpha: float, *, rank_stabilised: bool) -> float:
-    """The factor of B · A: alpha over the rank, or over its root."""
-    return alpha / (math.sqrt(rank) if rank_stabilised else rank)
 
 
 def adapt(model: Decoder, config: AdapterConfig) -> None:

@@ -9,11 +9,12 @@ from wenfang.core.forecast import Forecast
 from wenfang.core.language import say
 from wenfang.core.report import Reporter
 from wenfang.model import load_model, save_model
+from wenfang.model.peft import WEIGHTS
 from wenfang.tokenizer import Tokenizer
 from wenfang.train.adapter import LoraLinear, merged
 from wenfang.train.card import model_card
 from wenfang.train.config import MergeAdapterConfig
-from wenfang.train.peft import WEIGHTS, load_adapter
+from wenfang.train.peft import load_adapter
 
 
 def run(config: MergeAdapterConfig, out: Path, report: Reporter) -> Summary:
