@@ -7,6 +7,7 @@ same text whatever else is in the batch. May import `model`, `tokenizer` and `co
 from wenfang.engine.completion import Completion, Delta, TokenLogprob
 from wenfang.engine.engine import Engine
 from wenfang.engine.params import SamplingParams
+from wenfang.engine.scheduler import Occupancy
 from wenfang.engine.search import BeamParams, ContrastiveParams
 from wenfang.engine.speculation import DraftModel, LookAhead, Lookup, Speculation
 from wenfang.engine.stream import Stream
@@ -20,6 +21,7 @@ __all__ = [
     "Engine",
     "LookAhead",
     "Lookup",
+    "Occupancy",
     "SamplingParams",
     "Speculation",
     "Stream",

@@ -12,12 +12,13 @@ from wenfang.core.language import say
 from wenfang.engine.batch import Batch
 from wenfang.engine.blocks import BLOCK, BlockPool
 from wenfang.engine.completion import Completion, Delta
+from wenfang.engine.embedding import EmbeddingRequest
 from wenfang.engine.load import load_tokenizer
 from wenfang.engine.params import SamplingParams
 from wenfang.engine.request import Generation, Request, SearchRequest
 from wenfang.engine.runner import Runner
 from wenfang.engine.sampling import Sampler
-from wenfang.engine.scheduler import Scheduler
+from wenfang.engine.scheduler import Occupancy, Scheduler
 from wenfang.engine.search import BeamParams, BeamSearch, ContrastiveParams, ContrastiveSearch, Search
 from wenfang.engine.speculation import LookAhead, Speculation, check_speculation, make_drafter
 from wenfang.engine.stream import Stream
@@ -146,6 +147,28 @@ class Engine:
             InputError: there is none of that name.
         """
         self._runner.adapters.unload(name)
+
+    def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """The mean of the model's final states over each prompt, as vectors of length 1.
+
+        Raises:
+            InputError: a prompt is empty or longer than the context.
+            WenfangError: the engine was closed or failed.
+        """
+        for prompt in prompts:
+            self._room(prompt[:-1] if len(prompt) > 1 else prompt)  # Nothing is to follow it.
+        requests = [EmbeddingRequest(list(prompt)) for prompt in prompts]
+        self._submit(requests)
+        for request in requests:
+            with Stream(request, self._cancel) as stream:
+                list(stream)
+        return [request.vector for request in requests]
+
+    @property
+    def occupancy(self) -> Occupancy:
+        """What the engine is busy with at this moment."""
+        with self._changed:
+            return self._scheduler.occupancy
 
     def close(self) -> None:
         """Stop; running requests end with an error."""

@@ -2,10 +2,21 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from wenfang.engine.blocks import BlockPool
 from wenfang.engine.request import Request
 from wenfang.engine.sequence import Sequence
+
+
+@dataclass(frozen=True)
+class Occupancy:
+    """Requests in the batch and in front of it, and blocks of the cache."""
+
+    running: int
+    waiting: int
+    held_blocks: int
+    blocks: int
 
 
 class Scheduler:
@@ -72,6 +83,12 @@ class Scheduler:
             self.running.append(self.waiting.popleft())
             for sequence in request.sequences:
                 sequence.reserve(self.pool, len(sequence.tokens))
+
+    @property
+    def occupancy(self) -> Occupancy:
+        """How full it is."""
+        pool = self.pool
+        return Occupancy(len(self.running), len(self.waiting), pool.count - pool.available, pool.count)
 
     @property
     def rows(self) -> int:

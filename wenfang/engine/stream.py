@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Protocol, Self
 
+from wenfang.core.errors import WenfangError
 from wenfang.engine.completion import Delta
 from wenfang.engine.request import Request
 
@@ -34,10 +35,12 @@ class Stream:
         return item
 
     def close(self) -> None:
-        """Cancel what is not finished and free its place at once."""
+        """Cancel what is not finished and free its place at once. May be called from any thread; one that waits for
+        the next piece is told with a WenfangError."""
         if not self._ended:
             self._ended = True
             self._cancel(self._request)
+            self._request.events.put(WenfangError("cancelled"))  # Wakes a thread that waits for the next piece.
 
     def __enter__(self) -> Self:
         return self
