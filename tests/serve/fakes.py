@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 
 from wenfang.core.errors import InputError
-from wenfang.engine import Delta, SamplingParams
+from wenfang.engine import Delta, Occupancy, SamplingParams
 from wenfang.model import Decoder, DecoderConfig, save_model
 from wenfang.serve import claim_port, url_of
+from wenfang.serve.listen import configure
 from wenfang.tokenizer import Tokenizer
 
 CHARACTERS = "春江潮水連海平海上明月共潮生灩灩隨波千萬里何處無"
@@ -21,14 +22,40 @@ CHARACTERS = "春江潮水連海平海上明月共潮生灩灩隨波千萬里何
 class FakeTokenizer:
     """A token for each character."""
 
+    tokens = ("x",)
+
     def encode(self, text: str) -> list[int]:
         return [ord(c) for c in text]
 
-    def chat(self, messages: Sequence[dict[str, str]], *, add_generation_prompt: bool) -> list[int]:
+    begin = encode
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(map(chr, ids))
+
+    def chat(
+        self, messages: Sequence[dict[str, str]], *, add_generation_prompt: bool, tools: object = None
+    ) -> list[int]:
         for i, message in enumerate(messages):
             if message["role"] not in ("system", "user", "assistant"):
                 raise InputError(f"`messages[{i}].role` is {message['role']!r}")
         return [ord(c) for m in messages for c in m["content"]]
+
+
+class FakeStream:
+    """The deltas of a generator, with a `close` for any thread that the generator hears at its next one."""
+
+    def __init__(self, deltas: Iterator[Delta]) -> None:
+        self.deltas, self.closing = deltas, False
+
+    def __iter__(self) -> Iterator[Delta]:
+        for delta in self.deltas:
+            if self.closing:
+                break
+            yield delta
+        self.deltas.close()
+
+    def close(self) -> None:
+        self.closing = True
 
 
 class FakeEngine:
@@ -36,6 +63,8 @@ class FakeEngine:
 
     name = "fake-poet"
     context = 200
+    vocab_size = 0x110000
+    occupancy = Occupancy(1, 2, 3, 12)
 
     def __init__(self) -> None:
         self.tokenizer = FakeTokenizer()
@@ -45,7 +74,13 @@ class FakeEngine:
         self.running = self.most_running = 0
         self.lock = threading.Lock()
 
-    def stream(self, prompt: list[int], params: SamplingParams) -> Iterator[Delta]:
+    def stream(self, prompt: list[int], params: SamplingParams) -> FakeStream:
+        return FakeStream(self.write(prompt, params))
+
+    def embed(self, prompts: Sequence[list[int]]) -> list[list[float]]:
+        return [[1.0 / len(prompt), 0.5] for prompt in prompts]
+
+    def write(self, prompt: list[int], params: SamplingParams) -> Iterator[Delta]:
         text = "".join(map(chr, prompt))
         if "早錯" in text:
             raise RuntimeError("out of memory")
@@ -75,7 +110,7 @@ def live(app: object) -> Iterator[str]:
     import uvicorn
 
     listener = claim_port("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+    server = uvicorn.Server(configure(app))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     while not server.started:

@@ -15,6 +15,7 @@ from wenfang.core.errors import PortError
 from wenfang.serve import Dispatcher, claim_port, create_app
 
 CHAT = "/v1/chat/completions"
+JSON = {"Content-Type": "application/json"}
 ASK = {"model": "fake-poet", "messages": [{"role": "user", "content": "秋"}]}
 
 
@@ -39,7 +40,7 @@ def test_health_fails_when_the_model_does(fault: str, monkeypatch: pytest.Monkey
         released.wait(5)
         yield from ()
 
-    monkeypatch.setattr(engine, "stream", stream)
+    monkeypatch.setattr(engine, "write", stream)
     monkeypatch.setattr(Dispatcher.probe, "__kwdefaults__", {"timeout_s": 0.2})
     with live(create_app(engine)) as url:
         response = httpx.get(f"{url}/health")
@@ -50,7 +51,7 @@ def test_health_fails_when_the_model_does(fault: str, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"model": "\xff"}', b'{"model": "\\ud800"}'])
 def test_a_body_that_is_not_a_request_is_refused(url: str, body: bytes) -> None:
-    response = httpx.post(url + CHAT, content=body)
+    response = httpx.post(url + CHAT, content=body, headers=JSON)
     assert response.status_code == 400
     assert error_of(response)["type"] == "invalid_request_error"
 
@@ -58,17 +59,18 @@ def test_a_body_that_is_not_a_request_is_refused(url: str, body: bytes) -> None:
 def test_an_oversized_body_is_refused(url: str) -> None:
     for size in (2 << 20, 64 << 20):
         with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as connection:
-            head = f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {size}\r\n\r\n"
+            kind = "Host: 127.0.0.1\r\nContent-Type: application/json"
+            head = f"POST {CHAT} HTTP/1.1\r\n{kind}\r\nContent-Length: {size}\r\n\r\n"
             connection.sendall(head.encode() + b"x" * (2 << 20 if size == 2 << 20 else 0))
             assert connection.recv(1000).startswith(b"HTTP/1.1 413 ")
     chunks = (b"x" * 65536 for _ in range(32))
-    response = httpx.post(url + CHAT, content=chunks)
+    response = httpx.post(url + CHAT, content=chunks, headers=JSON)
     assert response.status_code == 413
     assert error_of(response)["code"] == "request_too_large"
 
 
 def test_an_unknown_address_is_not_found(url: str) -> None:
-    response = httpx.post(f"{url}/v1/embeddings", json={})
+    response = httpx.post(f"{url}/v1/audio", json={})
     assert response.status_code == 404
     assert error_of(response)["code"] == "unknown_url"
     assert error_of(httpx.get(url + CHAT))["message"]

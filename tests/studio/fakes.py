@@ -19,7 +19,7 @@ class Poet(FakeEngine):
 
     name = "poet"
 
-    def stream(self, prompt: list[int], params: SamplingParams) -> Iterator[Delta]:
+    def write(self, prompt: list[int], params: SamplingParams) -> Iterator[Delta]:
         text = "".join(map(chr, prompt))
         if "錯" in text:
             raise RuntimeError("out of memory")

@@ -70,21 +70,19 @@ def _add_commands(app: App) -> None:
         help_epilogue=_run_examples(),
         sort_key=0,
     )
-    for order, (name, zh, en, examples) in enumerate(
-        (
-            ("chat", "在終端機與模型對話。", "Talk with a model in the terminal.", _CHAT_EXAMPLES),
-            (
-                "serve",
-                "以 OpenAI 相容的 API 提供模型。",
-                "Serve a model behind an OpenAI-compatible API.",
-                _SERVE_EXAMPLES,
-            ),
-            ("studio", "在瀏覽器開啟文房。", "Open the studio page in the browser.", _STUDIO_EXAMPLES),
-        ),
-        start=1,
+    about = {
+        "chat": say(zh="在終端機與模型對話。", en="Talk with a model in the terminal."),
+        "serve": say(zh="以 OpenAI 相容的 API 提供模型。", en="Serve a model behind an OpenAI-compatible API."),
+        "studio": say(zh="在瀏覽器開啟文房。", en="Open the studio page in the browser."),
+    }
+    for order, (name, examples) in enumerate(
+        (("chat", _CHAT_EXAMPLES), ("serve", None), ("studio", _STUDIO_EXAMPLES)), start=1
     ):
         target = f"wenfang.cli.{name}:{name}"
-        app.command(target, name=name, help=say(zh=zh, en=en), help_epilogue=_listed(examples), sort_key=order)
+        if examples is None:  # It has verbs of its own, and says itself how it is used.
+            app.command(target, name=name, help=about[name], sort_key=order)
+        else:
+            app.command(target, name=name, help=about[name], help_epilogue=_listed(examples), sort_key=order)
 
 
 def _add_rooms(app: App) -> None:
@@ -139,7 +137,6 @@ _CHAT_EXAMPLES = (
     "wenfang chat model.gguf",
     'wenfang chat runs/poet --once "寫一首五言絕句，題為〈秋夜〉。"',
 )
-_SERVE_EXAMPLES = ("wenfang serve models/poet", "wenfang serve runs/poet --port 8080")
 _STUDIO_EXAMPLES = ("wenfang studio runs/poet", "wenfang studio models/poet --port 8401 --open")
 
 

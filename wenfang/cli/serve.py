@@ -1,11 +1,12 @@
-"""`wenfang serve`: a model behind an OpenAI-compatible API."""
+"""`wenfang serve`: a model behind an OpenAI-compatible API, and the keys that open it."""
 
 import contextlib
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
+from cyclopts import App, Parameter
 
+from wenfang.cli.groups import arguments_group, commands_group, options_group
 from wenfang.cli.speculation import Ahead, Draft, LookupTokens, speculation
 from wenfang.core.language import say
 from wenfang.core.report import Reporter
@@ -15,13 +16,45 @@ _MODEL = say(
     en="A model folder, a GGUF file, or a run that made a model (runs/…).",
 )
 _HOST = say(
-    zh="聆聽的位址；0.0.0.0 會對整個網路開放，而且沒有密碼。",
-    en="Address to listen on; 0.0.0.0 opens it to the whole network, without a password.",
+    zh="聆聽的位址；0.0.0.0 會對整個網路開放，請加 --keys。",
+    en="Address to listen on; 0.0.0.0 opens it to the whole network: add --keys.",
 )
+_KEYS = say(
+    zh="API 金鑰檔；有它就只接受其中的金鑰。用 `wenfang serve key new` 建立。",
+    en="File of API keys; only these are accepted then. Made by `wenfang serve key new`.",
+)
+_DRAIN = say(zh="結束時，進行中的回覆還能寫幾秒。", en="Seconds that answers may run on after a signal to end.")
+_FILE = say(zh="金鑰檔；不存在就建立。", en="The key file; made if it does not exist.")
+_NAME = say(zh="這把金鑰叫什麼。", en="What to call this key.")
+_REQUESTS = say(zh="每分鐘最多幾個請求。", en="Most requests in a minute.")
+_CONCURRENT = say(zh="同時最多幾個請求。", en="Most requests at once.")
+_TOKENS = say(zh="每分鐘最多幾個詞元，讀寫都算。", en="Most tokens in a minute, read and written.")
 _PORT = say(zh="連接埠。", en="Port to listen on.")
 
 
-def serve(
+_EXAMPLES = ("wenfang serve models/poet", "wenfang serve runs/poet --port 8080", "wenfang serve key new keys.json")
+
+serve = App(
+    name="serve",
+    help_epilogue=say(zh="例：", en="Examples:") + "\n\n" + "\n".join(f"- `{command}`" for command in _EXAMPLES),
+    group_commands=commands_group(),
+    group_arguments=arguments_group(),
+    group_parameters=options_group(),
+)
+"""`wenfang serve MODEL`, and `wenfang serve key new`."""
+
+key = App(
+    name="key",
+    help=say(zh="管理 API 金鑰。", en="Manage API keys."),
+    group_commands=commands_group(),
+    group_arguments=arguments_group(),
+    group_parameters=options_group(),
+)
+serve.command(key)
+
+
+@serve.default
+def run(
     model: Annotated[Path, Parameter(help=_MODEL)],
     /,
     *,
@@ -30,26 +63,46 @@ def serve(
     draft: Draft = None,
     lookup: LookupTokens = None,
     look_ahead: Ahead = False,
+    keys: Annotated[Path | None, Parameter(help=_KEYS)] = None,
+    drain_s: Annotated[int, Parameter(help=_DRAIN)] = 30,
 ) -> None:
     """Serve a model behind an OpenAI-compatible API until Ctrl-C."""
-    from wenfang.serve import claim_port, create_app, run_server, url_of
+    from wenfang.serve import claim_port, create_app, load_keys, run_server, url_of
     from wenfang.studio import find_model
 
-    found = find_model(model)
+    found, ring = find_model(model), None if keys is None else load_keys(keys)
     with claim_port(host, port) as listener:  # Before the model is loaded, so that a clash shows at once.
         from wenfang.engine import Engine
 
         engine = Engine.load(found.model, speculation=speculation(draft, lookup, look_ahead))
         engine.name = found.name
         report = Reporter()
-        warn_if_open(host, report)
+        if ring is None:
+            warn_if_open(host, report)
         url = url_of(listener)
         ready = say(
             zh=f"模型 {engine.name} 已就緒：base_url={url}/v1（Ctrl-C 結束）",
             en=f"The model {engine.name} is ready: base_url={url}/v1 (Ctrl-C ends)",
         )
         with contextlib.closing(engine):
-            run_server(create_app(engine, host=host), listener, on_ready=lambda: report.notice(ready))
+            app = create_app(engine, host=host, keys=ring)
+            run_server(app, listener, on_ready=lambda: report.notice(ready), drain_s=drain_s)
+
+
+@key.command
+def new(
+    file: Annotated[Path, Parameter(help=_FILE)],
+    /,
+    *,
+    name: Annotated[str, Parameter(help=_NAME)] = "default",
+    requests_per_minute: Annotated[int | None, Parameter(help=_REQUESTS)] = None,
+    concurrent: Annotated[int | None, Parameter(help=_CONCURRENT)] = None,
+    tokens_per_minute: Annotated[int | None, Parameter(help=_TOKENS)] = None,
+) -> None:
+    """Add a key to a file and print it, this once: the file keeps only its hash."""
+    from wenfang.serve import Allowance, new_key
+
+    print(new_key(file, name, Allowance(requests_per_minute, concurrent, tokens_per_minute)))
 
 
 def warn_if_open(host: str, report: Reporter) -> None:
@@ -59,7 +112,7 @@ def warn_if_open(host: str, report: Reporter) -> None:
     if host not in LOOPBACK:
         report.warn(
             say(
-                zh=f"位址 {host} 對網路開放：任何連得到的人都能使用，沒有密碼。",
-                en=f"{host} is open to the network: whoever can reach it can use it, there is no password.",
+                zh=f"位址 {host} 對網路開放：任何連得到的人都能使用，沒有密碼。請加 --keys。",
+                en=f"{host} is open to the network: whoever can reach it can use it, there is no password. Add --keys.",
             )
         )

@@ -5,18 +5,24 @@
 for people belong to `studio`.
 """
 
-from wenfang.serve.app import create_app
+from wenfang.serve.app import create_app, create_app_for
+from wenfang.serve.callers import Allowance
 from wenfang.serve.dispatch import Dispatcher, Generation
 from wenfang.serve.errors import EngineFailure, Overloaded
+from wenfang.serve.keys import load_keys, new_key
 from wenfang.serve.listen import claim_port, run_server, url_of
 
 __all__ = [
+    "Allowance",
     "Dispatcher",
     "EngineFailure",
     "Generation",
     "Overloaded",
     "claim_port",
     "create_app",
+    "create_app_for",
+    "load_keys",
+    "new_key",
     "run_server",
     "url_of",
 ]

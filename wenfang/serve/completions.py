@@ -1,148 +1,150 @@
-"""OpenAI's chat completion objects, made from an engine's deltas."""
+"""What a text completion may ask, and OpenAI's objects for its answer."""
 
-import json
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from wenfang.core.errors import InputError, WenfangError
-from wenfang.core.language import say
-from wenfang.serve.dispatch import Generation
-from wenfang.serve.errors import ApiError
-from wenfang.serve.schema import ChatRequest
+from pydantic import Field, model_validator
+
+from wenfang.serve.errors import unsupported
+from wenfang.serve.logprobs import TextLogprobs
+from wenfang.serve.models import Served
+from wenfang.serve.respond import Event, ServerSentEvents, Usage
+from wenfang.serve.sampling import MAX_CHOICES, MAX_TOKENS, Sampling
+from wenfang.serve.schema import StreamOptions, drop_idle
 
 if TYPE_CHECKING:
-    from wenfang.engine import Delta, Engine, SamplingParams
+    from wenfang.engine import Delta
 
-LINE_BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
-"""Unicode line ends that JSON leaves as they are but some readers of event streams split lines at."""
+MAX_PROMPTS = 64
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Prompt = (
+    str
+    | Annotated[list[Annotated[str, Field()]], Field(min_length=1, max_length=MAX_PROMPTS)]
+    | Annotated[list[TokenId], Field(min_length=1)]
+    | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=MAX_PROMPTS)]
+)
+"""A text, several, the token ids of one, or those of several."""
+
+
+class CompletionRequest(Sampling):
+    """The body of `POST /v1/completions`."""
+
+    model: str
+    prompt: Prompt
+    suffix: str | None = None
+    """Text after the gap to fill; for models with fill-in-the-middle tokens."""
+    echo: bool = False
+    """Begin the answer with the prompt."""
+    logprobs: int | None = Field(None, ge=0, le=20)
+    max_tokens: int = Field(16, ge=1, le=MAX_TOKENS)
+    n: int = Field(1, ge=1, le=MAX_CHOICES)
+    best_of: int | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    truncate_prompt_tokens: int | None = Field(None, ge=1, lt=2**31)
+    """Keep only so many tokens of a prompt, its last ones."""
+    user: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_idle(cls, data: Any) -> Any:
+        return drop_idle(data, {})
+
+    def check(self) -> None:
+        """Refuse what only shows when the parts are seen together.
+
+        Raises:
+            ApiError: two parameters that contradict each other.
+        """
+        if self.best_of not in (None, self.n):
+            raise unsupported("best_of")
+        if self.stream_options is not None and not self.stream:
+            raise unsupported("stream_options")
+        if self.suffix is not None and (self.echo or not isinstance(self.prompt, str)):
+            raise unsupported("suffix")
 
 
 @dataclass(frozen=True)
-class Job:
-    """A request made ready for the engine: one prompt, one set of sampling parameters for each choice."""
+class Start:
+    """What a choice continues, and what of it is shown again."""
 
-    prompt: list[int]
-    params: list["SamplingParams"]
+    ids: list[int]
+    echoed: str = ""
 
 
-def prepare(request: ChatRequest, engine: "Engine") -> Job:
-    """Tokenise a request and check that it fits.
+class TextAnswer(ServerSentEvents):
+    """A text completion under way.
 
-    A `max_tokens` beyond the end of the context is only an upper bound that is never reached: such a
-    completion ends with finish_reason `length`. With a seed, choice number i is drawn with seed + i.
-
-    Raises:
-        ApiError: the conversation is malformed or leaves no room for an answer.
+    Args:
+        starts: what each choice continues.
+        echo: whether the prompts' tokens are shown with their log-probabilities.
+        logprobs: whether they were asked for.
+        include_usage: whether a stream ends with the usage.
     """
-    from wenfang.engine import SamplingParams
 
-    try:
-        prompt = engine.tokenizer.chat(
-            [{"role": m.role, "content": m.content} for m in request.messages], add_generation_prompt=True
-        )
-    except InputError as error:
-        raise ApiError(str(error), param="messages", code="invalid_value") from None
-    room = engine.context - len(prompt)
-    if room < 1:
-        raise ApiError(
-            say(
-                zh=f"對話有 {len(prompt)} 個詞元，而模型的上下文只有 {engine.context} 個。請縮短對話。",
-                en=f"This model's context is {engine.context} tokens, but the messages take {len(prompt)} and leave "
-                "no room for an answer. Shorten them.",
-            ),
-            param="messages",
-            code="context_length_exceeded",
-        )
-    params = [
-        SamplingParams(
-            temperature=request.temperature,
-            top_p=request.top_p,
-            top_k=request.top_k,
-            max_tokens=room if request.limit is None else min(room, request.limit),
-            stop=tuple(request.stop),
-            seed=None if request.seed is None else request.seed + choice,
-        )
-        for choice in range(request.n)
-    ]
-    return Job(prompt, params)
-
-
-class Answer:
-    """One completion under way: gathers deltas and renders OpenAI's objects."""
-
-    def __init__(self, model: str, job: Job) -> None:
-        self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
-        self._prompt_tokens = len(job.prompt)
-        self._texts = ["" for _ in job.params]
-        self._reasons: list[str | None] = [None for _ in job.params]
-        self._tokens = [0 for _ in job.params]
-
-    def add(self, choice: int, delta: "Delta") -> None:
-        """Take in what one choice has gained."""
-        self._texts[choice] += delta.text
-        self._tokens[choice] = delta.completion_tokens
-        self._reasons[choice] = delta.finish_reason
-
-    def usage(self) -> dict[str, int]:
-        """Tokens read and written so far; the prompt counts once however many choices continue it."""
-        written = sum(self._tokens)
-        return {
-            "prompt_tokens": self._prompt_tokens,
-            "completion_tokens": written,
-            "total_tokens": self._prompt_tokens + written,
+    def __init__(
+        self, served: Served, starts: list[Start], prompt_tokens: int, *, logprobs: bool, include_usage: bool
+    ) -> None:
+        self._head = {
+            "id": f"cmpl-{uuid.uuid4().hex}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": served.name,
         }
+        self._starts = starts
+        self._texts = [start.echoed for start in starts]
+        self._reasons: list[str | None] = [None for _ in starts]
+        self._tokens = [0 for _ in starts]
+        self._readers = [TextLogprobs(served) for _ in starts] if logprobs else None
+        self._logprobs: list[dict[str, list[Any]]] = [{} for _ in starts]
+        self._include_usage = include_usage
+        self.usage = Usage(prompt_tokens)
 
-    def completion(self) -> dict[str, Any]:
+    def begin(self) -> Iterator[Event]:
+        """The echoed prompts."""
+        for choice, start in enumerate(self._starts):
+            if start.echoed:
+                yield self._event(choice, start.echoed)
+
+    def add(self, choice: int, delta: "Delta") -> Iterator[Event]:
+        """What one choice has gained."""
+        self._texts[choice] += delta.text
+        self._tokens[choice], self._reasons[choice] = delta.completion_tokens, delta.finish_reason
+        self.usage.completion_tokens = sum(self._tokens)
+        logprobs = None
+        if self._readers is not None:
+            echoed = self._starts[choice].ids if delta.prompt_logprobs else []
+            tokens = [*echoed, *(item.token for item in delta.logprobs)]
+            logprobs = self._readers[choice].take([*delta.prompt_logprobs, *delta.logprobs], tokens)
+            for name, values in logprobs.items():
+                self._logprobs[choice].setdefault(name, []).extend(values)
+        if delta.text or delta.finish_reason or (logprobs and logprobs["tokens"]):
+            yield self._event(choice, delta.text, delta.finish_reason, logprobs)
+
+    def end(self) -> Iterator[Event]:
+        """The usage, if asked for."""
+        if self._include_usage:
+            yield {**self._head, "choices": [], "usage": self.usage.openai()}
+
+    def whole(self) -> dict[str, Any]:
         """The whole answer as one object."""
         choices = [
             {
                 "index": i,
-                "message": {"role": "assistant", "content": text, "refusal": None},
-                "logprobs": None,
-                "finish_reason": reason,
+                "text": text,
+                "logprobs": self._logprobs[i] if self._readers is not None else None,
+                "finish_reason": self._reasons[i],
             }
-            for i, (text, reason) in enumerate(zip(self._texts, self._reasons, strict=True))
+            for i, text in enumerate(self._texts)
         ]
-        return {**self._head, "object": "chat.completion", "choices": choices, "usage": self.usage()}
+        return {**self._head, "choices": choices, "usage": self.usage.openai()}
 
-    async def events(self, deltas: AsyncIterator[tuple[int, "Delta"]], *, include_usage: bool) -> AsyncIterator[str]:
-        """The answer as server-sent events. An error after the first token is an event too, then the stream ends."""
-        extra: dict[str, Any] = {"usage": None} if include_usage else {}
-        for choice in range(len(self._texts)):
-            yield self._event(choice, {"role": "assistant", "content": ""}, None, extra)
-        try:
-            async for choice, delta in deltas:
-                self.add(choice, delta)
-                if delta.text:
-                    yield self._event(choice, {"content": delta.text}, None, extra)
-                if delta.finish_reason is not None:
-                    yield self._event(choice, {}, delta.finish_reason, extra)
-        except WenfangError as error:
-            yield _data(ApiError(str(error), status=500, kind="server_error", code="engine_failure").body())
-            return
-        if include_usage:
-            yield _data({**self._head, "object": "chat.completion.chunk", "choices": [], "usage": self.usage()})
-        yield "data: [DONE]\n\n"
-
-    def _event(self, choice: int, delta: dict[str, str], reason: str | None, extra: dict[str, Any]) -> str:
-        body = {"index": choice, "delta": delta, "logprobs": None, "finish_reason": reason}
-        return _data({**self._head, "object": "chat.completion.chunk", "choices": [body], **extra})
-
-
-async def collect(generation: Generation, answer: Answer) -> dict[str, Any]:
-    """Wait for every choice to end.
-
-    Raises:
-        WenfangError: the engine failed.
-    """
-    async for choice, delta in generation:
-        answer.add(choice, delta)
-    return answer.completion()
-
-
-def _data(value: dict[str, Any]) -> str:
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":")).translate(LINE_BREAKS)
-    return f"data: {text}\n\n"
+    def _event(
+        self, choice: int, text: str, reason: str | None = None, logprobs: dict[str, Any] | None = None
+    ) -> Event:
+        body = {"index": choice, "text": text, "logprobs": logprobs, "finish_reason": reason}
+        usage = {"usage": None} if self._include_usage else {}
+        return {**self._head, "choices": [body], **usage}

@@ -5,11 +5,11 @@ import functools
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, Protocol, Self
 
 from wenfang.core.errors import WenfangError
 from wenfang.core.language import say
@@ -18,13 +18,35 @@ from wenfang.serve.errors import EngineFailure, Overloaded
 if TYPE_CHECKING:
     from wenfang.engine import Delta, Engine, SamplingParams
 
+Job = tuple[list[int], "SamplingParams"]
+"""A prompt and how to continue it."""
+
 MAX_GENERATIONS = 64
 """How many choices may be in progress or waiting for the engine's batch at once; each holds one thread."""
+
+MAX_CALLS = 8
+"""How many requests for embeddings may be under way at once."""
 
 FRESH_ANSWER_S = 5.0
 """A token this recent is proof enough that the model answers."""
 
 PROBE = "春"
+
+
+class Deltas(Protocol):
+    """What the engine writes. `close`, from any thread, cancels the writing and wakes whoever waits for more."""
+
+    def __iter__(self) -> Iterator["Delta"]: ...
+
+    def close(self) -> None: ...
+
+
+class Meter(Protocol):
+    """Who wants to know how fast answers come."""
+
+    def first_token(self, model: str, seconds: float) -> None: ...
+
+    def next_token(self, model: str, seconds: float) -> None: ...
 
 
 class Generation:
@@ -36,8 +58,8 @@ class Generation:
     def __init__(
         self,
         pool: ThreadPoolExecutor,
-        jobs: Sequence[Callable[[], Iterator["Delta"]]],
-        on_delta: Callable[[], None],
+        jobs: Sequence[Callable[[], Deltas]],
+        on_delta: Callable[[float, bool], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._arrived = asyncio.Event()
@@ -45,19 +67,24 @@ class Generation:
         self._told = False
         self._cancelled = threading.Event()
         self._on_delta = on_delta
+        self._streams: dict[int, Deltas] = {}
         self._workers: list[Future[None]] = [pool.submit(self._write, i, job) for i, job in enumerate(jobs)]
         for worker in self._workers:
             worker.add_done_callback(lambda _: self._tell())
 
-    def _write(self, choice: int, job: Callable[[], Iterator["Delta"]]) -> None:
+    def _write(self, choice: int, job: Callable[[], Deltas]) -> None:
         """Run one blocking iterator to its end, on a worker thread."""
-        if self._cancelled.is_set():
-            return
+        last, first = time.monotonic(), True
         # Closing is what frees the choice's place in the engine's batch.
-        with closing(cast("Generator[Delta, None, None]", job())) as deltas:
+        with closing(job()) as deltas:
+            self._streams[choice] = deltas
+            if self._cancelled.is_set():
+                return
             for delta in deltas:
+                now = time.monotonic()
+                self._on_delta(now - last, first)
+                last, first = now, False
                 self._deltas.append((choice, delta))
-                self._on_delta()
                 self._tell()
                 if self._cancelled.is_set():
                     return
@@ -117,6 +144,9 @@ class Generation:
         self._cancelled.set()
         for worker in self._workers:
             worker.cancel()
+        if self.unfinished:
+            for stream in list(self._streams.values()):
+                stream.close()
 
     def __enter__(self) -> Self:
         return self
@@ -133,25 +163,32 @@ class Dispatcher:
     Args:
         engine: where every token comes from.
         max_generations: the most choices in progress at once.
+        meter: told about every piece that is written.
     """
 
-    def __init__(self, engine: "Engine", *, max_generations: int = MAX_GENERATIONS) -> None:
+    def __init__(self, engine: "Engine", *, max_generations: int = MAX_GENERATIONS, meter: Meter | None = None) -> None:
         self.engine = engine
+        self.meter = meter
         self._max_generations = max_generations
         # One thread more than requests may hold, so that a health probe never waits behind them.
         self._pool = ThreadPoolExecutor(max_generations + 1, thread_name_prefix="wenfang-generation")
         self._running: list[Generation] = []
         self._last_answer = float("-inf")
+        self._calls = 0
         self._probing = asyncio.Lock()
 
     def start(self, prompt: list[int], params: Sequence["SamplingParams"]) -> Generation:
-        """Begin one choice for each of `params`, all continuing the same prompt.
+        """Begin one choice for each of `params`, all continuing the same prompt. Raises what `start_all` raises."""
+        return self.start_all([(prompt, p) for p in params])
+
+    def start_all(self, jobs: Sequence[Job]) -> Generation:
+        """Begin one choice for each job.
 
         Raises:
             Overloaded: too many are in progress; nothing was started.
         """
         self._running = [generation for generation in self._running if generation.unfinished]
-        if sum(generation.unfinished for generation in self._running) + len(params) > self._max_generations:
+        if sum(generation.unfinished for generation in self._running) + len(jobs) > self._max_generations:
             raise Overloaded(
                 say(
                     zh=f"伺服器同時最多寫 {self._max_generations} 則，現在已滿。請稍後再試。",
@@ -159,9 +196,24 @@ class Dispatcher:
                     "Try again in a moment.",
                 )
             )
-        generation = self._begin(prompt, params)
+        generation = self._begin(jobs)
         self._running.append(generation)
         return generation
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Room for one call of the engine that writes nothing.
+
+        Raises:
+            Overloaded: too many are under way.
+        """
+        if self._calls >= MAX_CALLS:
+            raise Overloaded(say(zh="伺服器已滿。請稍後再試。", en="The server is full. Try again in a moment."))
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._calls -= 1
 
     async def probe(self, *, timeout_s: float = 10.0) -> None:
         """Make sure that the model answers: a token was written just now, or one is written for this question.
@@ -174,8 +226,8 @@ class Dispatcher:
         async with self._probing:
             if time.monotonic() - self._last_answer < FRESH_ANSWER_S:
                 return
-            prompt = self.engine.tokenizer.chat([{"role": "user", "content": PROBE}], add_generation_prompt=True)
-            with self._begin(prompt, [SamplingParams(max_tokens=1)]) as generation:
+            prompt = self.engine.tokenizer.encode(PROBE)
+            with self._begin([(prompt, SamplingParams(max_tokens=1))]) as generation:
                 try:
                     await asyncio.wait_for(generation.ready(), timeout_s)
                 except TimeoutError:
@@ -192,9 +244,17 @@ class Dispatcher:
             generation.cancel()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _begin(self, prompt: list[int], params: Sequence["SamplingParams"]) -> Generation:
-        jobs = [functools.partial(self.engine.stream, prompt, p) for p in params]
-        return Generation(self._pool, jobs, self._answered)
+    @property
+    def unfinished(self) -> int:
+        """Choices being written or waiting."""
+        return sum(generation.unfinished for generation in self._running)
 
-    def _answered(self) -> None:
+    def _begin(self, jobs: Sequence[Job]) -> Generation:
+        calls = [functools.partial(self.engine.stream, prompt, params) for prompt, params in jobs]
+        return Generation(self._pool, calls, self._answered)
+
+    def _answered(self, seconds: float, first: bool) -> None:
         self._last_answer = time.monotonic()
+        if self.meter is not None:
+            tell = self.meter.first_token if first else self.meter.next_token
+            tell(self.engine.name, seconds)

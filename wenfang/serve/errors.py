@@ -3,8 +3,9 @@
 from typing import Any
 
 from pydantic import ValidationError
+from starlette.exceptions import HTTPException
 
-from wenfang.core.errors import WenfangError
+from wenfang.core.errors import InputError, WenfangError
 from wenfang.core.language import say
 
 
@@ -13,7 +14,7 @@ class EngineFailure(WenfangError):
 
 
 class Overloaded(WenfangError):
-    """More generations are asked for at once than the server takes on."""
+    """More is asked for at once than the server takes on."""
 
 
 class ApiError(WenfangError):
@@ -25,6 +26,7 @@ class ApiError(WenfangError):
         kind: OpenAI's `type`, such as `invalid_request_error`.
         param: the parameter at fault, such as `messages[0].content`.
         code: OpenAI's machine-readable code, such as `context_length_exceeded`.
+        retry_after_s: when it is worth trying again.
     """
 
     def __init__(
@@ -35,16 +37,31 @@ class ApiError(WenfangError):
         kind: str = "invalid_request_error",
         param: str | None = None,
         code: str | None = None,
+        retry_after_s: int | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.kind = kind
         self.param = param
         self.code = code
+        self.headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
 
     def body(self) -> dict[str, Any]:
         """The JSON body of the response."""
         return {"error": {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}}
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """Any error in OpenAI's terms."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, HTTPException):
+        return ApiError(str(error.detail), status=error.status_code)
+    if isinstance(error, Overloaded):
+        return ApiError(str(error), status=503, kind="server_error", code="overloaded", retry_after_s=1)
+    if isinstance(error, InputError):
+        return ApiError(str(error), code="invalid_value")
+    return ApiError(str(error), status=500, kind="server_error", code="engine_failure")
 
 
 def unsupported(param: str) -> ApiError:
@@ -63,14 +80,6 @@ def from_validation(error: ValidationError) -> ApiError:
     """The first problem pydantic found, named by its path in the request."""
     first = error.errors(include_url=False)[0]
     kind, param = first["type"], _path(first["loc"])
-    if kind == "json_invalid":
-        return ApiError(
-            say(
-                zh=f"請求內容不是有效的 JSON：{first['msg']}",
-                en=f"The request body is not valid JSON: {first['msg']}",
-            ),
-            code="invalid_json",
-        )
     if kind == "extra_forbidden":
         return unsupported(param)
     if kind == "missing":

@@ -1,20 +1,30 @@
 """Where the server listens. The address is claimed before a model is loaded, so that a clash shows at once."""
 
+import asyncio
 import errno
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from types import FrameType
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
 from wenfang.core.errors import PortError
 from wenfang.core.language import say
 
+if TYPE_CHECKING:
+    import uvicorn
+
 HOST = "127.0.0.1"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 """The names of this machine that only programs on it can reach."""
 SHUTDOWN_S = 3
 """How long open streams may run on after an interrupt."""
+HEADER_S = 10.0
+"""How long a new connection may take to send the head of its request."""
+MAX_HEAD_BYTES = 64 << 10
+"""A longer head of a request is refused unread."""
 
 
 def claim_port(host: str, port: int) -> socket.socket:
@@ -55,11 +65,43 @@ def url_of(listener: socket.socket) -> str:
     return f"http://{shown}:{port}"
 
 
-def run_server(app: FastAPI, listener: socket.socket, *, on_ready: Callable[[], None] | None = None) -> None:
-    """Answer requests on a claimed port until SIGINT or SIGTERM; returns after an orderly shutdown.
+def configure(app: FastAPI, *, drain_s: int = SHUTDOWN_S) -> "uvicorn.Config":
+    """How uvicorn is to serve an application."""
+    import uvicorn
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Protocol(H11Protocol):
+        """Closes connections whose first request does not come."""
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self.loop.call_later(HEADER_S, self._hurry)
+
+        def _hurry(self) -> None:
+            if self.cycle is None and not self.transport.is_closing():
+                self.transport.close()
+
+    return uvicorn.Config(
+        app,
+        http=Protocol,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=drain_s,
+        server_header=False,
+        proxy_headers=False,
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+    )
+
+
+def run_server(
+    app: FastAPI, listener: socket.socket, *, on_ready: Callable[[], None] | None = None, drain_s: int = SHUTDOWN_S
+) -> None:
+    """Answer requests on a claimed port until SIGINT or SIGTERM; returns after an orderly shutdown: no new requests,
+    those in progress finish or are cancelled. A second signal ends it at once.
 
     Args:
         on_ready: called once the server answers.
+        drain_s: how long requests in progress may run on.
     """
     import uvicorn
 
@@ -71,9 +113,12 @@ def run_server(app: FastAPI, listener: socket.socket, *, on_ready: Callable[[], 
             if self.started and on_ready is not None:
                 on_ready()
 
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=SHUTDOWN_S, server_header=False)
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            self.force_exit = self.should_exit
+            super().handle_exit(sig, frame)
+
     with listener, suppress(KeyboardInterrupt):  # uvicorn raises the signal again once everything is closed.
-        Server(config).run(sockets=[listener])
+        Server(configure(app, drain_s=drain_s)).run(sockets=[listener])
 
 
 def _no_such_host(host: str) -> PortError:

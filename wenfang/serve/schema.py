@@ -1,34 +1,26 @@
 """What a chat request may say. What is not listed here is refused by name, never dropped in silence."""
 
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
 from wenfang.core.language import say
 from wenfang.serve.errors import ApiError, unsupported
+from wenfang.serve.sampling import MAX_CHOICES, MAX_TOKENS, Sampling, Strict, without_nulls
 
-MAX_CHOICES = 16
-MAX_STOPS = 4
+MAX_MESSAGES = 4096
+MAX_TOOLS = 128
 
 ASKS_FOR_NOTHING: dict[str, tuple[object, ...]] = {
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "logit_bias": ({},),
-    "logprobs": (False,),
     "modalities": (["text"],),
-    "parallel_tool_calls": (True, False),
+    "parallel_tool_calls": (True,),
     "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
     "store": (False,),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
+    "functions": ([],),
 }
 """Values of unsupported parameters that change nothing, which some clients always send."""
-
-
-def _without_nulls(data: Any) -> Any:
-    """In OpenAI's interface a null stands for an absent parameter."""
-    return {k: v for k, v in data.items() if v is not None} if isinstance(data, dict) else data
 
 
 def _joined_text(content: Any) -> Any:
@@ -48,79 +40,183 @@ def _joined_text(content: Any) -> Any:
     return "".join(texts)
 
 
-class Message(BaseModel):
-    """One turn of the conversation. Which roles there are is the model's chat template's business."""
+class Function(Strict):
+    """A function the model may call."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
+    description: str = ""
+    parameters: dict[str, JsonValue] = Field({})
+    """JSON Schema of its arguments."""
+    strict: Literal[False] = False
 
-    role: str
-    content: Annotated[str, BeforeValidator(_joined_text)]
 
-    _drop_nulls = model_validator(mode="before")(_without_nulls)
+class Tool(Strict):
+    """A tool in OpenAI's form."""
+
+    type: Literal["function"]
+    function: Function
+
+    def shown(self) -> dict[str, Any]:
+        """As chat templates expect it."""
+        function = self.function.model_dump(include={"name", "description", "parameters"})
+        return {"type": "function", "function": function}
 
 
-class StreamOptions(BaseModel):
+class CalledFunction(Strict):
+    """What an earlier turn of the assistant called."""
+
+    name: str = Field(min_length=1)
+    arguments: str
+    """A JSON object, as text."""
+
+
+class ToolCall(Strict):
+    """A call in an earlier turn of the assistant."""
+
+    id: str = Field(min_length=1)
+    type: Literal["function"] = "function"
+    function: CalledFunction
+    index: int | None = None
+
+    def shown(self, param: str) -> dict[str, Any]:
+        """As chat templates expect it, the arguments as an object.
+
+        Raises:
+            ApiError: the arguments are no JSON object.
+        """
+        try:
+            arguments = json.loads(self.function.arguments)
+        except (ValueError, RecursionError):
+            arguments = None
+        if not isinstance(arguments, dict):
+            raise _wrong(
+                f"{param}.function.arguments",
+                zh="必須是 JSON 物件的文字",
+                en="it must be the text of a JSON object",
+            )
+        return {"type": "function", "id": self.id, "function": {"name": self.function.name, "arguments": arguments}}
+
+
+class Message(Strict):
+    """One turn of the conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Annotated[str | None, BeforeValidator(_joined_text)] = None
+    """Text, or a list of text parts."""
+    tool_calls: list[ToolCall] = Field([], max_length=MAX_TOOLS)
+    tool_call_id: str | None = None
+
+
+class StreamOptions(Strict):
     """Options that only make sense for a stream."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     include_usage: bool = False
     include_obfuscation: Literal[False] = False
 
-    _drop_nulls = model_validator(mode="before")(_without_nulls)
 
-
-class ChatRequest(BaseModel):
+class ChatRequest(Sampling):
     """The body of `POST /v1/chat/completions`."""
 
-    model_config = ConfigDict(extra="allow", strict=True)
-
     model: str
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     stream: bool = False
     stream_options: StreamOptions | None = None
-    temperature: float = Field(1.0, ge=0, le=2, allow_inf_nan=False)
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0)
-    """Not OpenAI's, but common to local servers: `extra_body={"top_k": 40}`. 0 keeps every token."""
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
+    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
     """OpenAI's newer name for `max_tokens`."""
-    stop: list[Annotated[str, Field(min_length=1)]] = Field(default=[], max_length=MAX_STOPS)
-    seed: int | None = Field(None, ge=0, lt=2**63)
     n: int = Field(1, ge=1, le=MAX_CHOICES)
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    tools: list[Tool] = Field([], max_length=MAX_TOOLS)
+    tool_choice: Literal["none", "auto"] = "auto"
     user: str | None = None
     """Who asks, for the caller's own records. It never changes an answer."""
 
     @model_validator(mode="before")
     @classmethod
-    def _normalise(cls, data: Any) -> Any:
-        data = _without_nulls(data)
-        if isinstance(data, dict) and isinstance(data.get("stop"), str):
-            data["stop"] = [data["stop"]]
-        return data
+    def _drop_idle(cls, data: Any) -> Any:
+        return drop_idle(data, ASKS_FOR_NOTHING)
 
     def check(self) -> None:
-        """Refuse what this server cannot do.
+        """Refuse what only shows when the parts are seen together.
 
         Raises:
-            ApiError: an unknown parameter, or two that contradict each other.
+            ApiError: two parameters that contradict each other, or messages that do not follow from one another.
         """
-        for name, value in (self.model_extra or {}).items():
-            if value not in ASKS_FOR_NOTHING.get(name, ()):
-                raise unsupported(name)
         if self.stream_options is not None and not self.stream:
-            raise ApiError(
-                say(
-                    zh="'stream_options' 只能與 'stream': true 一起使用。",
-                    en="'stream_options' is only allowed together with 'stream': true.",
-                ),
-                param="stream_options",
-                code="invalid_value",
-            )
+            raise _wrong("stream_options", zh="只能與 'stream': true 一起使用", en="it needs 'stream': true")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise _wrong("top_logprobs", zh="只能與 'logprobs': true 一起使用", en="it needs 'logprobs': true")
+        check_messages(self.messages)
 
     @property
     def limit(self) -> int | None:
         """The most tokens to generate for each choice; None lets it run to the end of the context."""
         limits = [m for m in (self.max_completion_tokens, self.max_tokens) if m is not None]
         return min(limits) if limits else None
+
+    def conversation(self) -> list[dict[str, Any]]:
+        """The messages as chat templates expect them."""
+        return [shown_message(message, f"messages[{i}]") for i, message in enumerate(self.messages)]
+
+    def shown_tools(self) -> list[dict[str, Any]]:
+        """The tools that the model may call, as chat templates expect them."""
+        return [] if self.tool_choice == "none" else [tool.shown() for tool in self.tools]
+
+
+def drop_idle(data: Any, idle: dict[str, tuple[object, ...]]) -> Any:
+    """The same without unsupported parameters that change nothing.
+
+    Raises:
+        ApiError: an unsupported parameter that would change something.
+    """
+    if not isinstance(data, dict):
+        return data
+    for name, values in idle.items():
+        value = data.get(name)
+        if value is not None and not any(type(value) is type(v) and value == v for v in values):
+            raise unsupported(name)
+    return {name: value for name, value in without_nulls(data).items() if name not in idle}
+
+
+def check_messages(messages: list[Message]) -> None:
+    """Refuse turns without content and results of calls that nobody made.
+
+    Raises:
+        ApiError: the first such message, by its path.
+    """
+    called: set[str] = set()
+    for i, message in enumerate(messages):
+        path = f"messages[{i}]"
+        if message.tool_calls and message.role != "assistant":
+            raise _wrong(f"{path}.tool_calls", zh="只有助理能呼叫工具", en="only the assistant calls tools")
+        called |= {call.id for call in message.tool_calls}
+        if (message.tool_call_id is None) == (message.role == "tool"):
+            raise _wrong(
+                f"{path}.tool_call_id", zh="工具的結果才有，也一定要有", en="a tool's result has one, and nothing else"
+            )
+        if message.tool_call_id is not None and message.tool_call_id not in called:
+            raise _wrong(f"{path}.tool_call_id", zh="先前沒有這個呼叫", en="there is no such call before it")
+        if message.content is None and not message.tool_calls:
+            raise _wrong(f"{path}.content", zh="不能沒有內容", en="it must be text, and is missing or null")
+
+
+def shown_message(message: Message, path: str) -> dict[str, Any]:
+    """A message as chat templates expect it.
+
+    Raises:
+        ApiError: a call's arguments are no JSON object.
+    """
+    role = "system" if message.role == "developer" else message.role
+    shown: dict[str, Any] = {"role": role, "content": message.content}
+    if message.tool_calls:
+        calls = [call.shown(f"{path}.tool_calls[{i}]") for i, call in enumerate(message.tool_calls)]
+        shown = {"role": role, "content": message.content or "", "tool_calls": calls}
+    if message.tool_call_id is not None:
+        shown["tool_call_id"] = message.tool_call_id
+    return shown
+
+
+def _wrong(param: str, *, zh: str, en: str) -> ApiError:
+    message = say(zh=f"參數 {param!r} 無效：{zh}。", en=f"Invalid value for {param!r}: {en}.")
+    return ApiError(message, param=param, code="invalid_value")

@@ -117,6 +117,12 @@ class Tokenizer:
         """Token ids of plain text. Never yields a special token, whatever the text says."""
         return list(self._rust.encode(text, add_special_tokens=False).ids)
 
+    def begin(self, text: str) -> list[int]:
+        """Token ids of a text to continue, with whatever the tokenizer's own post-processor puts before it, such as a
+        token for the beginning."""
+        ids = list(self._rust.encode(text, add_special_tokens=True).ids)
+        return ids[:-1] if len(ids) > 1 and ids[-1] == self.end_id else ids
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` for many texts, on all cores."""
         return [encoding.ids for encoding in self._rust.encode_batch_fast(list(texts), add_special_tokens=False)]

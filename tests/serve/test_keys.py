@@ -1,0 +1,204 @@
+"""Keys, limits and the door: who may come in, how often, with how much."""
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx
+import pytest
+from serve.fakes import FakeEngine, live
+
+from wenfang.cli import main
+from wenfang.serve import Allowance, Dispatcher, create_app, create_app_for, load_keys, new_key
+from wenfang.serve.gate import OPEN_PATHS
+from wenfang.serve.limits import Limits
+from wenfang.serve.metrics import Metrics
+from wenfang.serve.models import OneModel
+from wenfang.serve.routes import ROUTES
+
+ASK = {"model": "fake-poet", "messages": [{"role": "user", "content": "秋"}]}
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+    """A server with four keys."""
+    path = tmp_path_factory.mktemp("keys") / "keys.json"
+    keys = {
+        name: new_key(path, name, allowance)
+        for name, allowance in {
+            "free": Allowance(),
+            "slow": Allowance(requests_per_minute=2),
+            "one": Allowance(concurrent=1),
+            "short": Allowance(tokens_per_minute=5),
+        }.items()
+    }
+    engine = FakeEngine()
+    app = create_app(engine, keys=load_keys(path))
+    with live(app) as url:
+        yield SimpleNamespace(url=url, keys=keys, path=path, engine=engine, app=app)
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+def test_every_route_but_the_open_ones_asks_for_a_key(locked) -> None:
+    paths = {(method, route.path) for route in locked.app.routes for method in getattr(route, "methods", ())}
+    assert {(route.method, route.path) for route in ROUTES} <= paths
+    assert OPEN_PATHS == ("/health",)
+    for method, path in paths:
+        filled = path.replace("{path:path}", "x").replace("{model:path}", "fake-poet")
+        status = httpx.request(method, locked.url + filled).status_code
+        assert (status == 401) == (filled not in OPEN_PATHS), (method, path, status)
+
+
+@pytest.mark.parametrize("headers", [
+    {}, {"Authorization": "Bearer"}, bearer("wrong"), {"Authorization": "x"}, {"Authorization": "Basic {free}"},
+    bearer("x" * 10_000), bearer("é"), {"X-Api-Key": "{free}"},
+])  # fmt: skip
+def test_a_wrong_key_is_refused(locked, headers: dict[str, str]) -> None:
+    encoded = {k: v.format(free=locked.keys["free"]).encode() for k, v in headers.items()}
+    response = httpx.post(locked.url + CHAT, json=ASK, headers=encoded)
+    assert response.status_code == 401
+    assert response.json()["error"]["code"] == "invalid_api_key"
+    assert httpx.post(locked.url + CHAT, json=ASK, headers=bearer(locked.keys["free"])).status_code == 200
+
+
+def test_a_megabyte_of_key_is_refused(locked) -> None:
+    for size, status in ((20_000, b"431"), (1_000_000, b"400")):
+        with socket.create_connection(("127.0.0.1", int(locked.url.rpartition(":")[2]))) as connection:
+            head = b"GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer " + b"x" * size
+            try:
+                connection.sendall(head + b"\r\n\r\n")
+                answer = connection.recv(100)
+            except ConnectionError:  # It did not even wait for the end.
+                answer = b"HTTP/1.1 400"
+            assert answer.startswith(b"HTTP/1.1 " + status)
+
+
+def test_the_file_holds_no_key_and_nobody_else_reads_it(locked) -> None:
+    text = locked.path.read_text()
+    for key in locked.keys.values():
+        assert key not in text
+        assert hashlib.sha256(key.encode()).hexdigest() in text
+    assert locked.path.stat().st_mode & 0o077 == 0
+
+
+def test_requests_per_minute(locked) -> None:
+    answers = [httpx.get(f"{locked.url}/v1/models", headers=bearer(locked.keys["slow"])) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    assert 1 <= int(answers[2].headers["Retry-After"]) <= 31
+    assert answers[2].json()["error"]["type"] == "rate_limit_error"
+
+
+def test_tokens_per_minute(locked) -> None:
+    key = bearer(locked.keys["short"])
+    assert httpx.post(locked.url + CHAT, json=ASK, headers=key).json()["usage"]["total_tokens"] == 13
+    assert httpx.post(locked.url + CHAT, json=ASK, headers=key).status_code == 429
+
+
+def test_requests_at_once(locked) -> None:
+    key, locked.engine.pause_s = bearer(locked.keys["one"]), 0.02
+    with httpx.stream("POST", locked.url + CHAT, json={**ASK, "stream": True}, headers=key) as first:
+        lines = first.iter_lines()
+        next(lines)
+        assert httpx.post(locked.url + CHAT, json=ASK, headers=key).status_code == 429
+        list(lines)
+    assert httpx.post(locked.url + CHAT, json=ASK, headers=key).status_code == 200
+
+
+def test_a_key_is_printed_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "keys.json"
+    assert main(["serve", "key", "new", str(path), "--name", "alice", "--tokens-per-minute", "9"]) == 0
+    key = capsys.readouterr().out.strip()
+    assert load_keys(path).find(key).allowance.tokens_per_minute == 9
+    assert load_keys(path).find(key[:-1]) is None
+    assert main(["serve", "key", "new", str(path), "--name", "alice"]) == 2
+    assert "already has a key" in capsys.readouterr().err
+    path.write_text(json.dumps({"keys": []}))
+    assert main(["serve", str(tmp_path), "--keys", str(path)]) == 2
+
+
+def test_what_takes_too_long_is_ended() -> None:
+    engine = FakeEngine()
+    engine.pause_s, engine.tokens = 0.05, 100
+    limits = Limits(body_s=0.2, answer_s=0.4)
+    with live(create_app_for(OneModel(Dispatcher(engine)), metrics=Metrics(), limits=limits)) as url:
+        assert httpx.post(url + CHAT, json=ASK).status_code == 504
+        last = httpx.post(url + CHAT, json={**ASK, "stream": True}).text.splitlines()[-2]
+        assert json.loads(last.removeprefix("data: "))["error"]["code"] == "timeout"
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as connection:
+            head = "Host: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 9"
+            connection.sendall(f"POST {CHAT} HTTP/1.1\r\n{head}\r\n\r\n{{".encode())
+            assert connection.recv(100).startswith(b"HTTP/1.1 408")
+        assert engine.closed.wait(2)
+
+
+def test_more_requests_than_fit_are_told_to_wait() -> None:
+    with live(create_app_for(OneModel(Dispatcher(FakeEngine())), metrics=Metrics(), limits=Limits(requests=0))) as url:
+        response = httpx.get(f"{url}/v1/models")
+        assert response.status_code == 503
+        assert response.headers["Retry-After"]
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_a_signal_drains_and_a_second_one_ends(second: bool) -> None:
+    script = """
+from serve.fakes import FakeEngine
+from wenfang.serve import claim_port, create_app, run_server, url_of
+engine = FakeEngine()
+engine.tokens, engine.pause_s = 40, 0.05
+listener = claim_port("127.0.0.1", 0)
+run_server(create_app(engine), listener, on_ready=lambda: print(url_of(listener), flush=True), drain_s=20)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    server = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
+    assert server.stdout is not None
+    url = server.stdout.readline().strip()
+    with httpx.stream("POST", url + CHAT, json={**ASK, "stream": True}, timeout=20) as response:
+        lines = response.iter_lines()
+        next(lines)
+        server.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{url}/v1/models")
+        if second:
+            server.send_signal(signal.SIGTERM)
+            server.wait(2)
+            return
+        assert [line for line in lines if line][-1] == "data: [DONE]"
+    server.wait(10)
+
+
+def test_metrics_count_what_happened(url: str, engine) -> None:
+    def figures() -> dict[str, float]:
+        text = httpx.get(f"{url}/metrics").text
+        lines = [line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, value in lines}
+
+    before = figures()
+    httpx.post(url + CHAT, json=ASK)
+    httpx.post(url + CHAT, json={**ASK, "n": 0})
+    after = figures()
+
+    def gained(name: str) -> float:
+        return after[name] - before.get(name, 0)
+
+    path = f'path="{CHAT}"'
+    assert gained('wenfang_generation_tokens_total{model="fake-poet"}') == 12
+    assert gained('wenfang_prompt_tokens_total{model="fake-poet"}') == 1
+    assert gained('wenfang_time_to_first_token_seconds_count{model="fake-poet"}') == 1
+    assert gained('wenfang_inter_token_seconds_count{model="fake-poet"}') == 11
+    assert gained(f'wenfang_errors_total{{{path},status="400"}}') == 1
+    assert gained(f'wenfang_requests_total{{{path},status="200"}}') == 1
+    assert after['wenfang_cache_used_ratio{model="fake-poet"}'] == 0.25
+    assert after['wenfang_waiting{model="fake-poet"}'] == 2

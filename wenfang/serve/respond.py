@@ -1,0 +1,160 @@
+"""From an engine's deltas to one JSON object or a stream of events: the same steps either way, so that both agree."""
+
+import json
+import time
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from wenfang.core.errors import WenfangError
+from wenfang.serve.body import too_slow, unless_gone
+from wenfang.serve.callers import caller_of
+from wenfang.serve.dispatch import Generation
+from wenfang.serve.errors import as_api_error
+from wenfang.serve.limits import Limits
+
+if TYPE_CHECKING:
+    from wenfang.engine import Delta
+
+LINE_BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
+"""Unicode line ends that JSON leaves as they are but some readers of event streams split lines at."""
+
+Event = dict[str, Any]
+
+
+@dataclass
+class Usage:
+    """Tokens read and written; a prompt counts once however many choices continue it."""
+
+    prompt_tokens: int
+    completion_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        """Both."""
+        return self.prompt_tokens + self.completion_tokens
+
+    def openai(self) -> dict[str, int]:
+        """OpenAI's object."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.total_tokens,
+        }
+
+
+class Answer(Protocol):
+    """An answer under way. Events are for those who watch; `whole` is for those who wait."""
+
+    media_type: str
+    usage: Usage
+
+    def begin(self) -> Iterable[Event]: ...
+
+    def add(self, choice: int, delta: "Delta") -> Iterable[Event]: ...
+
+    def end(self) -> Iterable[Event]: ...
+
+    def whole(self) -> dict[str, Any]: ...
+
+    def failed(self, body: dict[str, Any]) -> Event: ...
+
+    def line(self, event: Event) -> str: ...
+
+    @property
+    def last_line(self) -> str: ...
+
+
+async def respond(
+    request: Request, answer: Answer, generation: Generation, held: AsyncExitStack, limits: Limits, *, stream: bool
+) -> Response:
+    """Wait for the whole answer, or begin to stream it once its first token is there.
+
+    Args:
+        held: what must be let go when the answer is over: the generation, the model.
+
+    Raises:
+        WenfangError: the engine refused or failed before the first token, or before the end of a whole answer.
+    """
+    if not stream:
+        try:
+            await unless_gone(request, _collect(answer, generation), limits)
+        finally:
+            caller_of(request).spend(answer.usage.total_tokens)
+        return JSONResponse(answer.whole())
+    # An error that shows before the first token still gets its own status.
+    await unless_gone(request, generation.ready(), limits)
+    events = _events(request, answer, generation, limits)
+    return EventStream(events, held.pop_all(), answer.media_type)
+
+
+class EventStream(StreamingResponse):
+    """An answer as it is written, which ends with the connection however that ends."""
+
+    def __init__(self, events: AsyncIterator[str], held: AsyncExitStack, media_type: str) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(events, media_type=f"{media_type}; charset=utf-8", headers=headers)
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events; a client that leaves stops the writing."""
+        async with self._held:
+            await super().__call__(scope, receive, send)
+
+
+class ServerSentEvents:
+    """Lines of an event stream in OpenAI's way."""
+
+    media_type = "text/event-stream"
+
+    def line(self, event: Event) -> str:
+        """One event."""
+        return f"data: {compact(event)}\n\n"
+
+    def failed(self, body: dict[str, Any]) -> Event:
+        """An error after the first token is an event too."""
+        return body
+
+    @property
+    def last_line(self) -> str:
+        """What tells a client that nothing is missing."""
+        return "data: [DONE]\n\n"
+
+
+def compact(value: dict[str, Any]) -> str:
+    """JSON on one line, whatever a reader takes for the end of a line."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).translate(LINE_BREAKS)
+
+
+async def _collect(answer: Answer, generation: Generation) -> None:
+    async for choice, delta in generation:
+        for _ in answer.add(choice, delta):
+            pass
+    for _ in answer.end():
+        pass
+
+
+async def _events(request: Request, answer: Answer, generation: Generation, limits: Limits) -> AsyncIterator[str]:
+    deadline = time.monotonic() + limits.answer_s
+    try:
+        for event in answer.begin():
+            yield answer.line(event)
+        async for choice, delta in generation:
+            for event in answer.add(choice, delta):
+                yield answer.line(event)
+            if time.monotonic() > deadline:
+                raise too_slow(limits)
+        for event in answer.end():
+            yield answer.line(event)
+    except WenfangError as error:
+        yield answer.line(answer.failed(as_api_error(error).body()))
+        return
+    finally:
+        caller_of(request).spend(answer.usage.total_tokens)
+    if answer.last_line:
+        yield answer.last_line
