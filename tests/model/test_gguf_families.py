@@ -16,7 +16,14 @@ from wenfang.model.gguf import GGUFDtype, GGUFFile, export_gguf
 from wenfang.model.gguf.architectures import architecture_of
 from wenfang.model.gguf.keys import file_values
 from wenfang.model.mixers.config import GatedDeltaNetConfig, Mamba2Config, Rwkv7Config
-from wenfang.model.parts import MlaConfig, MoeConfig, RopeConfig
+from wenfang.model.parts import (
+    LinearScaling,
+    Llama3Scaling,
+    MlaConfig,
+    MoeConfig,
+    RopeConfig,
+    YarnScaling,
+)
 
 BASE = {
     "vocab_size": 700,
@@ -69,6 +76,18 @@ FAMILIES = {
         **BASE, "family": "mamba2", "mixers": "mamba2", "ropes": (None,), "hidden": 0,
         "mamba2": Mamba2Config(heads=8, head_dim=8, state_dim=16, groups=2, chunk=8),
     },
+    "llama-llama3": {
+        **BASE, "family": "llama", "qk_norm": None, "head_dim": 16,
+        "ropes": (RopeConfig(theta=500.0, scaling=Llama3Scaling(factor=8.0, original_context=16)),),
+    },
+    "qwen3-yarn": {
+        **BASE, "family": "qwen3", "head_dim": 16,
+        "ropes": (RopeConfig(theta=500.0, scaling=YarnScaling(factor=4.0, original_context=16)),),
+    },
+    "llama-linear": {
+        **BASE, "family": "llama", "qk_norm": None, "head_dim": 16,
+        "ropes": (RopeConfig(scaling=LinearScaling(factor=3.0)),),
+    },
     "deepseek_v2": {
         **MLA, "family": "deepseek_v2",
         "moe": MoeConfig(experts=6, active=2, hidden=24, layers=(False, True, True), shared_hidden=48, normalise=False,
@@ -103,6 +122,14 @@ REFUSED = {
     "phi3": ({"ropes": (RopeConfig(fraction=0.5),)}, "phi3 cannot express this model's ropes"),
     "gemma2": ({"attention_scale": 0.5}, "gemma2 cannot express this model's attention_scale"),
     "mpt": ({"attention_scale": 0.5}, "mpt cannot express this model's attention_scale"),
+    "qwen3-yarn": (
+        {"ropes": (RopeConfig(scaling=Llama3Scaling(factor=8.0, original_context=16)),)},
+        "qwen3 cannot express this model's ropes",
+    ),
+    "llama-llama3": (
+        {"ropes": (RopeConfig(scaling=YarnScaling(factor=4.0, original_context=16, beta_fast=20.0)),)},
+        "llama cannot express this model's ropes",
+    ),
     "mamba2": (
         {"mamba2": Mamba2Config(heads=8, head_dim=8, conv_bias=False)}, "mamba2 cannot express this model's mamba2",
     ),

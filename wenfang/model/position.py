@@ -16,8 +16,8 @@ Rotation = tuple[Tensor, Tensor]
 
 def rotation(rope: RopeConfig, width: int, positions_BT: Tensor, dtype: torch.dtype) -> Rotation:
     """The angles' cosines and sines for `width` rotated channels, computed in fp32."""
-    frequencies, factor = _frequencies(rope, width, positions_BT)
-    angles = positions_BT[:, None, :, None].float() * frequencies
+    per_position, factor = frequencies(rope, width, positions_BT)
+    angles = positions_BT[:, None, :, None].float() * per_position
     angles_B1TK = torch.cat((angles, angles), dim=-1)
     return (angles_B1TK.cos() * factor).to(dtype), (angles_B1TK.sin() * factor).to(dtype)
 
@@ -33,7 +33,7 @@ def rotate(x_BHTK: Tensor, rotation: Rotation) -> Tensor:
     return turned if kept is None else torch.cat((turned, kept), dim=-1)
 
 
-def _frequencies(rope: RopeConfig, width: int, positions_BT: Tensor) -> tuple[Tensor, float]:
+def frequencies(rope: RopeConfig, width: int, positions_BT: Tensor) -> tuple[Tensor, float]:
     """Radians per position for each pair of channels, [F] or [B, 1, 1, F], and the factor on cosine and sine."""
     exponents_F = torch.arange(0, width, 2, device=positions_BT.device) / width
     plain_F = 1.0 / rope.theta**exponents_F

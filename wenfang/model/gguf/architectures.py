@@ -13,6 +13,7 @@ from wenfang.model.families.family import Values, unsupported
 from wenfang.model.families.tensor_map import Link
 from wenfang.model.gguf import links
 from wenfang.model.gguf.header import GGUFFile
+from wenfang.model.gguf.rope import FACTORS
 
 COMMON = {
     "context_length": "max_position_embeddings",
@@ -73,6 +74,10 @@ class Architecture:
     """Fields of `config.json` that llama.cpp takes for granted, from those the keys gave."""
     when: Callable[[Values], bool] = _always
     """Which files of this name it stands for, by their keys."""
+    scaled: bool = False
+    """Whether rotary embeddings may be scaled by keys."""
+    factors: bool = False
+    """Whether they may be scaled by a tensor of factors."""
     copies: Mapping[str, str] = field(default_factory=dict)
     """Tensors that llama.cpp wants and nobody reads, and what they are filled from."""
 
@@ -84,7 +89,8 @@ class Architecture:
     @property
     def family(self) -> Family:
         """The family it is read as, with llama.cpp's names of tensors."""
-        return replace(FAMILIES[self.model_types[0]], links=self.links, ignored=tuple(map(re.escape, self.copies)))
+        besides = (*self.copies, *((FACTORS,) if self.factors else ()))
+        return replace(FAMILIES[self.model_types[0]], links=self.links, ignored=tuple(map(re.escape, besides)))
 
 
 def _square(values: Values) -> Values:
@@ -186,19 +192,21 @@ DEEPSEEK = {
     "expert_group_used_count": "topk_group",
 }
 ARCHITECTURES = (
-    Architecture("llama", ("llama", "mistral"), links.llama, COMMON, when=_dense),
+    Architecture("llama", ("llama", "mistral"), links.llama, COMMON, when=_dense, scaled=True, factors=True),
     Architecture(
         "llama",
         ("mixtral",),
         links.llama,
         COMMON | {key: EXPERTS[key] for key in ("expert_count", "expert_used_count")},
         when=_sparse,
+        scaled=True,
+        factors=True,
     ),
-    Architecture("qwen3", ("qwen3",), links.qwen, COMMON),
-    Architecture("qwen2", ("qwen2",), links.qwen, COMMON, known=_square),
+    Architecture("qwen3", ("qwen3",), links.qwen, COMMON, scaled=True),
+    Architecture("qwen2", ("qwen2",), links.qwen, COMMON, known=_square, scaled=True),
     Architecture("qwen3moe", ("qwen3_moe",), links.qwen, COMMON | EXPERTS, known=lambda _: {"norm_topk_prob": True}),
-    Architecture("smollm3", ("smollm3",), links.llama, COMMON),
-    Architecture("olmo2", ("olmo2",), links.olmo2, COMMON, known=_square),
+    Architecture("smollm3", ("smollm3",), links.llama, COMMON, scaled=True),
+    Architecture("olmo2", ("olmo2",), links.olmo2, COMMON, known=_square, scaled=True),
     Architecture("phi3", ("phi3",), links.phi3, COMMON, fixed=_phi3_fixed, known=_square),
     Architecture(
         "gemma2",

@@ -22,6 +22,7 @@ from wenfang.model.families import family_of
 from wenfang.model.folder import load_model, read_json, stored_tensors
 from wenfang.model.gguf.architectures import architecture_for
 from wenfang.model.gguf.keys import config_keys
+from wenfang.model.gguf.rope import FACTORS, rope_factors
 from wenfang.model.gguf.tokens import rebuilt_alike, vocabulary_of
 from wenfang.model.gguf.vocabulary import Vocabulary
 
@@ -63,6 +64,8 @@ def export_gguf(folder: Path, out: Path, *, dtype: GGUFDtype) -> None:
     vocabulary = _padded(vocabulary_of(document), model.config.vocab_size)
     tensors = stored_tensors(model, architecture.family)
     tensors |= {copy: tensors[original] for copy, original in architecture.copies.items()}
+    if (factors_F := rope_factors(model.config)) is not None:
+        tensors[FACTORS] = factors_F
     kinds = {name: _kind(name, tensor, dtype, tied="output.weight" not in tensors) for name, tensor in tensors.items()}
 
     partial = out.with_name(out.name + ".partial")
@@ -89,8 +92,10 @@ def export_gguf(folder: Path, out: Path, *, dtype: GGUFDtype) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _add_key(writer: GGUFWriter, key: str, value: int | float | bool) -> None:
-    if isinstance(value, bool):
+def _add_key(writer: GGUFWriter, key: str, value: int | float | bool | str) -> None:
+    if isinstance(value, str):
+        writer.add_string(key, value)
+    elif isinstance(value, bool):
         writer.add_bool(key, value)
     elif isinstance(value, float):
         writer.add_float32(key, value)

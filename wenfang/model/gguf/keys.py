@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from wenfang.core.errors import ModelError
 from wenfang.core.language import say
@@ -11,6 +12,17 @@ from wenfang.model.config import DecoderConfig
 from wenfang.model.families.family import Values, differences
 from wenfang.model.gguf.architectures import Architecture, architecture_of
 from wenfang.model.gguf.header import GGUFFile, broken
+from wenfang.model.gguf.rope import (
+    FACTOR,
+    FACTORS,
+    FINETUNED,
+    KEYS,
+    ORIGINAL,
+    TYPE,
+    rope_factors,
+    scaling_keys,
+    scaling_values,
+)
 from wenfang.model.parts import RopeConfig
 
 LARGEST_SIZE = 1 << 31
@@ -18,7 +30,8 @@ REQUIRED = ("embedding_length", "block_count", "context_length", "attention.head
 NEUTRAL: dict[str, tuple[object, ...]] = {
     "expert_count": (0,),
     "expert_used_count": (0,),
-    "rope.scaling.type": ("none",),
+    TYPE: ("none",),
+    FINETUNED: (True, False),
 }
 """Keys that may be there as long as they ask for nothing."""
 
@@ -30,7 +43,7 @@ def file_values(file: GGUFFile) -> Values:
         ModelError: a key is missing, or one asks for something nobody here would honour.
     """
     architecture = architecture_of(file)
-    for key in architecture.fields:
+    for key in (*architecture.fields, FACTOR, ORIGINAL):
         value = file.metadata.get(architecture.prefix + key, 1)
         number = isinstance(value, int | float) and 0 <= value < LARGEST_SIZE
         if not number or (key in REQUIRED and (not value or file.value(architecture.prefix + key) is None)):
@@ -38,16 +51,19 @@ def file_values(file: GGUFFile) -> Values:
     embedding = file.tensors.get("token_embd.weight")
     vocab_size = embedding.shape[0] if embedding else len(file.strings("tokenizer.ggml.tokens"))
     tied = "output.weight" not in file.tensors
+    factors_F = file.read(FACTORS) if architecture.factors and FACTORS in file.tensors else None
     try:
-        return config_values(architecture, file.metadata, vocab_size=vocab_size, tied=tied)
+        return config_values(architecture, file.metadata, factors_F, vocab_size=vocab_size, tied=tied)
     except KeyError as error:
         raise broken(file.path, say(zh=f"缺少 {error.args[0]}", en=f"it lacks {error.args[0]}")) from None
     except ZeroDivisionError:
         raise broken(file.path, say(zh="某個大小是 0", en="one of its sizes is 0")) from None
 
 
-def config_values(architecture: Architecture, keys: Mapping[str, Any], *, vocab_size: int, tied: bool) -> Values:
-    """What `config.json` would say of a model with these keys.
+def config_values(
+    architecture: Architecture, keys: Mapping[str, Any], factors_F: Tensor | None, *, vocab_size: int, tied: bool
+) -> Values:
+    """What `config.json` would say of a model with these keys, and perhaps factors of its rotary embedding.
 
     Raises:
         ModelError: a key asks for something nobody here would honour.
@@ -63,14 +79,19 @@ def config_values(architecture: Architecture, keys: Mapping[str, Any], *, vocab_
         if key in architecture.fields:
             # Floats are stored in single precision: the shortest decimal that reads back the same was meant.
             values[architecture.fields[key]] = float(str(np.float32(value))) if isinstance(value, float) else value
-        elif key != "vocab_size" and value not in NEUTRAL.get(key, (fixed.get(key),)):
+        elif (
+            key != "vocab_size"
+            and not (architecture.scaled and key in KEYS)
+            and value not in NEUTRAL.get(key, (fixed.get(key),))
+        ):
             raise _unsupported(prefix + key, value)
-    values["rope_parameters"] = {"rope_type": "default", "rope_theta": values["rope_theta"]}
+    scaling = scaling_values(short, factors_F) if architecture.scaled else {}
+    values["rope_parameters"] = {"rope_type": "default", "rope_theta": values["rope_theta"], **scaling}
     values |= {"model_type": architecture.model_types[0], "vocab_size": vocab_size, "tie_word_embeddings": tied}
     return values | architecture.known(values)
 
 
-def config_keys(architecture: Architecture, config: DecoderConfig) -> dict[str, int | float]:
+def config_keys(architecture: Architecture, config: DecoderConfig) -> dict[str, int | float | str]:
     """The architecture's keys for a config; the way back from `config_values`.
 
     Raises:
@@ -90,8 +111,11 @@ def config_keys(architecture: Architecture, config: DecoderConfig) -> dict[str, 
     values = family.to_hf(config) | ours
     short = {key: values[name] for key, name in architecture.fields.items() if values.get(name) is not None}
     short |= architecture.fixed(short) | {"vocab_size": config.vocab_size}
+    if architecture.scaled:
+        short |= scaling_keys(config)
     keys = {architecture.prefix + key: value for key, value in short.items()}
-    back = config_values(architecture, keys, vocab_size=config.vocab_size, tied=config.tie_embeddings)
+    factors_F = rope_factors(config) if architecture.factors else None
+    back = config_values(architecture, keys, factors_F, vocab_size=config.vocab_size, tied=config.tie_embeddings)
     if lost := differences(config, family.from_hf(back)):
         raise ModelError(
             say(

@@ -1,0 +1,73 @@
+"""Rotary embedding for contexts longer than the first: as keys (linear, YaRN), or as a tensor of factors (Llama 3)."""
+
+import torch
+from torch import Tensor
+
+from wenfang.model.config import DecoderConfig
+from wenfang.model.families.family import Values, unsupported
+from wenfang.model.parts import LinearScaling, Llama3Scaling, RopeConfig, YarnScaling
+from wenfang.model.position import frequencies
+
+FACTORS = "rope_freqs.weight"
+TYPE, FACTOR, ORIGINAL = "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length"
+FINETUNED = "rope.scaling.finetuned"
+LARGEST = 1e6
+"""Beyond any factor in use."""
+KEYS = (TYPE, FACTOR, ORIGINAL, FINETUNED)
+
+
+def scaling_keys(config: DecoderConfig) -> Values:
+    """The keys for a config's scaling; none for one that they cannot express."""
+    scaling = _rope(config).scaling
+    if isinstance(scaling, LinearScaling):
+        return {TYPE: "linear", FACTOR: scaling.factor}
+    if isinstance(scaling, YarnScaling):
+        return {TYPE: "yarn", FACTOR: scaling.factor, ORIGINAL: scaling.original_context}
+    return {}
+
+
+def scaling_values(keys: Values, factors_F: Tensor | None) -> Values:
+    """`rope_parameters` besides the base, from keys and factors.
+
+    Raises:
+        ModelError: they ask for something that no rotary embedding here does.
+    """
+    kind = keys.get(TYPE, "none")
+    if factors_F is not None and kind in ("none", "linear") and keys.get(FACTOR, 1.0) == 1.0:
+        return _llama3(factors_F, keys)
+    if kind == "none" and factors_F is None:
+        return {}
+    if kind not in ("linear", "yarn") or factors_F is not None:
+        raise unsupported(TYPE, kind, "none|linear|yarn")
+    return {"rope_type": kind, "factor": keys[FACTOR]} | (
+        {"original_max_position_embeddings": keys[ORIGINAL]} if kind == "yarn" else {}
+    )
+
+
+def rope_factors(config: DecoderConfig) -> Tensor | None:
+    """What llama.cpp divides each frequency by for Llama 3's scaling, fp32; None for any other."""
+    rope = _rope(config)
+    return _factors(rope, config.rope_width(rope)) if isinstance(rope.scaling, Llama3Scaling) else None
+
+
+def _rope(config: DecoderConfig) -> RopeConfig:
+    return next(filter(None, config.ropes), RopeConfig())
+
+
+def _factors(rope: RopeConfig, width: int) -> Tensor:
+    anywhere_11 = torch.zeros(1, 1, dtype=torch.long)
+    plain_F, _ = frequencies(rope.model_copy(update={"scaling": None}), width, anywhere_11)
+    return plain_F / frequencies(rope, width, anywhere_11)[0]
+
+
+def _llama3(factors_F: Tensor, keys: Values) -> Values:
+    """The scaling that has these factors. Files keep no more of it, but all of Meta's differ in two numbers alone."""
+    base, largest = float(keys.get("rope.freq_base", 10_000.0)), float(factors_F.max())
+    sensible = base > 0 and 1 <= largest < LARGEST
+    for original in (1 << power for power in range(4, 21) if sensible):
+        scaling = Llama3Scaling(factor=largest, original_context=original)
+        rope = RopeConfig(theta=base, scaling=scaling)
+        if torch.allclose(_factors(rope, 2 * len(factors_F)), factors_F, rtol=1e-4):
+            hf = {"rope_type": "llama3", "original_max_position_embeddings": original}
+            return hf | {name: getattr(scaling, name) for name in ("factor", "low_freq_factor", "high_freq_factor")}
+    raise unsupported(FACTORS, [round(float(factor), 3) for factor in factors_F[-3:]], "llama3")
