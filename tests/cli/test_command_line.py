@@ -75,7 +75,10 @@ def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> Non
     ("argv", "said"),
     [
         ("rnu", "There is no command 'rnu'. Did you mean 'run'? See `wenfang --help`."),
-        ("zzz", "There is no command 'zzz'. Known are run, chat, serve, studio, model, tiny. See `wenfang --help`."),
+        (
+            "zzz",
+            "There is no command 'zzz'. Known are run, chat, serve, studio, engine, model, tiny. See `wenfang --help`.",
+        ),
         ("run", "RECIPE needs a value. See `wenfang run --help`."),
         ("run poet.yaml --dry", "There is no option '--dry'. Did you mean '--dry-run'? See `wenfang run --help`."),
         ("tiny crpus", "There is no command 'crpus'. Did you mean 'corpus'? See `wenfang tiny --help`."),

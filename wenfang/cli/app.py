@@ -91,6 +91,8 @@ def _add_rooms(app: App) -> None:
         zh="看模型，從 GGUF 讀入，寫成 GGUF。", en="Look at a model, read it from GGUF, write it as GGUF."
     )
     app.command("wenfang.cli.model:model", name="model", help=about_model, sort_key=9)
+    about_engine = say(zh="看文字如何生成。", en="Look into how text is generated.")
+    app.command("wenfang.cli.engine:engine", name="engine", help=about_engine, sort_key=9)
     about = {
         "data": say(zh="把文字整理成語料。", en="Turn text into a corpus."),
         "tokenizer": say(zh="訓練分詞器。", en="Train a tokenizer."),

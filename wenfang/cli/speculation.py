@@ -16,7 +16,7 @@ Draft = Annotated[
     Parameter(
         help=say(
             zh="用這個較小、詞彙表相同的模型先猜，只為加快；文字不變。",
-            en="Let this smaller model with the same vocabulary guess ahead: faster, never another text.",
+            en="Let this smaller model with the same vocabulary guess ahead, for speed; the text stays the same.",
         )
     ),
 ]
@@ -25,7 +25,7 @@ LookupTokens = Annotated[
     Parameter(
         help=say(
             zh="從前文查出接下來可能的詞元，一次這麼多個；文字不變。",
-            en="Guess this many tokens at once from what followed earlier: faster, never another text.",
+            en="Guess this many tokens at once from what followed earlier, for speed; the text stays the same.",
         )
     ),
 ]
@@ -35,7 +35,7 @@ Ahead = Annotated[
         negative="",
         help=say(
             zh="用模型自己預測多個詞元的層來猜；文字不變。",
-            en="Let the model's own layers that look ahead guess: faster, never another text.",
+            en="Let the model's own layers that look ahead guess, for speed; the text stays the same.",
         ),
     ),
 ]
