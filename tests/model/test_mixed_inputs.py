@@ -40,12 +40,12 @@ def in_pieces(model: Decoder, inputs: Tensor, lengths: list[int]) -> Tensor:
     """Logits of one sequence read piece by piece into the engine's cache."""
     total = sum(lengths)
     pool = BlockPool(-(-total // BLOCK))
-    cache, sequence = PagedCache(model, pool.available, rows=1), Sequence([0] * total)
+    cache, sequence = PagedCache(model, model.config.attention_layers, pool.available, rows=1), Sequence([0] * total)
     assert sequence.reserve(pool, total)
     logits = []
     for length in lengths:
         start = sequence.computed
-        memory = cache.memory([sequence], 1, length, length)
+        memory = cache.memory([sequence], [length], 1, length)
         logits.append(model(inputs[:, start : start + length], torch.arange(start, start + length)[None], memory))
         sequence.computed += length
     return torch.cat(logits, 1)

@@ -43,7 +43,7 @@ with torch.inference_mode():
         sequence = Sequence([1] * length)
         sequence.reserve(pool, length)
         for tokens in (length - 1, 1):
-            runner.logits(runner.run([sequence], tokens)[:, -1])
+            runner.logits(runner.run([sequence], [tokens])[:, -1])
             sequence.computed += tokens
 print(peak_memory_bytes())
 """
@@ -66,7 +66,7 @@ def test_caches_and_states_have_the_size_that_the_engine_gives_them(config: Deco
         runner = Runner(model, pool.available)
         sequence = Sequence([1, 2, 3])
         sequence.reserve(pool, 3)
-        runner.run([sequence], 3)
+        runner.run([sequence], [3])
     places = 2 * BLOCK  # One block and the spare one.
     cache = runner._cache
     kept = sum(t.nbytes for pools in (cache.keys_PGK, cache.values_PGV) for t in pools.values())

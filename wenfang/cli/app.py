@@ -87,9 +87,7 @@ def _add_commands(app: App) -> None:
 
 def _add_rooms(app: App) -> None:
     """One word per room; the stages of a room are its verbs, so `train.sft` is `wenfang train sft`."""
-    about_model = say(
-        zh="看模型，從 GGUF 讀入，寫成 GGUF。", en="Look at a model, read it from GGUF, write it as GGUF."
-    )
+    about_model = say(zh="看、預估與比較模型，讀寫 GGUF。", en="Look at, plan and compare models; read and write GGUF.")
     app.command("wenfang.cli.model:model", name="model", help=about_model, sort_key=9)
     about_engine = say(zh="看文字如何生成。", en="Look into how text is generated.")
     app.command("wenfang.cli.engine:engine", name="engine", help=about_engine, sort_key=9)
@@ -100,6 +98,8 @@ def _add_rooms(app: App) -> None:
         "evaluate": say(zh="評量模型。", en="Measure a model."),
     }
     for order, room in enumerate(dict.fromkeys(name.partition(".")[0] for name in STAGES), start=10):
+        if room == "model":  # Its verbs stand beside those that are no stages.
+            continue
         app.command(f"wenfang.cli.verbs:{room}", name=room, help=about.get(room), sort_key=order)
 
 

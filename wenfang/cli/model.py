@@ -10,7 +10,9 @@ from rich.table import Table
 
 from wenfang.cli.groups import arguments_group, commands_group, options_group
 from wenfang.cli.model_plan import plan
+from wenfang.cli.verbs import verb
 from wenfang.core.language import say
+from wenfang.recipe.stages import STAGES
 
 _FILE = say(zh="GGUF 檔。", en="The GGUF file.")
 _FOLDER = say(zh="模型資料夾。", en="The model folder.")
@@ -132,6 +134,7 @@ def _app() -> App:
             "wenfang model plan models/poet", "wenfang model plan config.json --hardware h100 --batch 4"
         ),
     )
+    room.command(verb(STAGES["model.compare"]))
     return room
 
 

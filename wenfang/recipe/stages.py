@@ -116,6 +116,14 @@ _TABLE = (
         version=1,
     ),
     Stage(
+        name="model.compare",
+        kind="comparison",
+        config="wenfang.train.compare.config:CompareConfig",
+        run="wenfang.train.compare.stage:run",
+        forecast="wenfang.train.compare.stage:forecast",
+        version=1,
+    ),
+    Stage(
         name="evaluate.verse",
         kind="evaluation",
         config="wenfang.evaluate.config:VerseConfig",
