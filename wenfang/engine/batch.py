@@ -143,7 +143,7 @@ class Batch:
             request.accepted += guessed
             observe(logits_TV[position], token, request.sampler)
             request.accept(token, logits_TV[position])
-            if guessed and not request.finished:
+            if guessed and not request.finished and not request.forced:
                 right.append((turn, request, logits_TV))
         return right
 

@@ -23,6 +23,7 @@ from wenfang.engine.search import BeamParams, BeamSearch, ContrastiveParams, Con
 from wenfang.engine.speculation import LookAhead, Speculation, check_speculation, make_drafter
 from wenfang.engine.stream import Stream
 from wenfang.engine.text import TextStream, continuation
+from wenfang.grammar import GrammarCompiler
 from wenfang.model import Decoder, load_model
 from wenfang.tokenizer import Tokenizer
 
@@ -61,6 +62,7 @@ class Engine:
         blocks = -(-(cache_tokens or max_batch * model.config.context) // BLOCK)
         self.context = min(model.config.context, blocks * BLOCK)
         self._max_batch, self._blocks = max_batch, blocks
+        self._grammars = GrammarCompiler(tokenizer, self.vocab_size)
         self._runner = Runner(model.eval(), blocks, ahead=isinstance(speculation, LookAhead))
         self._scheduler = Scheduler(BlockPool(blocks), max_batch, reuse=not model.config.recurrent)
         self._changed = threading.Condition()
@@ -193,8 +195,9 @@ class Engine:
         limit = room if params.max_tokens is None else min(params.max_tokens, room)
         breakers = frozenset(self.tokenizer.encode(text)[-1] for text in params.dry_sequence_breakers)
         text = TextStream(self.tokenizer, params.stop, prompt)
-        sampler = Sampler(params, list(prompt), breakers)
         found = self._runner.adapters.find(adapter)
+        matcher = None if params.grammar is None else self._grammars.matcher(params.grammar)
+        sampler = Sampler(params, list(prompt), breakers, matcher)
         return Generation(list(prompt), sampler, limit, text, self.tokenizer.end_id, found)
 
     def _room(self, prompt: Sequence[int]) -> int:

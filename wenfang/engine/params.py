@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from wenfang.core.errors import InputError
 from wenfang.core.language import say
+from wenfang.grammar import Grammar
 
 MAX_LOGPROBS = 20
 """Most alternatives reported for a token."""
@@ -101,6 +102,8 @@ class SamplingParams:
     """Report each token's log-probability under the bare model, and this many likeliest alternatives."""
     prompt_logprobs: bool = False
     """Report them for the prompt's tokens too; needs `logprobs`."""
+    grammar: Grammar | None = None
+    """What the text must be: only tokens that it allows are drawn. Excludes `stop`."""
 
     def __post_init__(self) -> None:
         for name, (low, high) in _RANGES.items():
@@ -138,6 +141,13 @@ class SamplingParams:
                 say(
                     zh=f"`mirostat_tau` 自己決定截斷，不能與 `{clash[0]}` 同時使用。",
                     en=f"`mirostat_tau` chooses its own truncation and cannot be combined with `{clash[0]}`.",
+                )
+            )
+        if self.grammar is not None and self.stop:
+            raise InputError(
+                say(
+                    zh="`stop` 會截斷必須符合 `grammar` 的文字，兩者不能同時使用。",
+                    en="`stop` would cut off a text that must fulfil its `grammar`; give only one of them.",
                 )
             )
         if self.prompt_logprobs and self.logprobs is None:

@@ -2,6 +2,7 @@
 
 import queue
 from collections import Counter
+from itertools import takewhile
 from typing import Protocol
 
 from torch import Tensor
@@ -61,6 +62,13 @@ class Request:
     def _read(self, hidden_TD: Tensor, head: Head) -> None:
         raise NotImplementedError
 
+    def check(self) -> None:
+        """Validate what has been written, once it is finished.
+
+        Raises:
+            BrokenPromise: it is not what was asked for.
+        """
+
     def fail(self, error: Exception) -> None:
         """Tell the caller that nothing more will come."""
         self.finished = True
@@ -84,7 +92,10 @@ class Generation(Request):
         self.params: SamplingParams = sampler.params
         self.drafted = 0
         self.accepted = 0
+        self.forced: list[int] = []
+        """Tokens that followed the last drawn one because the grammar left no choice."""
         self._limit = limit
+        self._said = ""
         self._text = text
         self._end_id = end_id
         self._prompt_logprobs: list[TokenLogprob | None] = []
@@ -101,19 +112,44 @@ class Generation(Request):
 
     def accept(self, token: int, logits_V: Tensor) -> None:
         """Take in the token that was chosen from these logits."""
+        matcher = self.sampler.matcher
+        if matcher is not None and (failure := matcher.failure) is not None:
+            self.fail(failure)
+            return
         self.written.append(token)
-        self.sequences[0].tokens.append(token)
+        self.forced = self._force(token)
+        self.written.extend(self.forced)
+        self.sequences[0].tokens += [token, *self.forced]
         logprobs: tuple[TokenLogprob, ...] = ()
         if self.params.logprobs is not None:
             logprobs = tuple(token_logprobs(logits_V[None], [token], self.params.logprobs))
         prompt_logprobs, self._prompt_logprobs = tuple(self._prompt_logprobs), []
-        ended = token == self._end_id
-        text, reason = "" if ended else self._text.push(token), None
+        ended = token == self._end_id or (matcher is not None and matcher.ended)
+        text, reason = "".join(map(self._text.push, [token, *self.forced])) if token != self._end_id else "", None
         if ended or self._text.stopped or not self.room:
             text += self._text.finish()
             reason = "stop" if ended or self._text.stopped else "length"
             self.finished = True
+        self._said += text
         self.events.put(Delta(text, reason, len(self.written), logprobs, prompt_logprobs, self.drafted, self.accepted))
+
+    def check(self) -> None:
+        """Validate the finished text."""
+        if self.params.grammar is not None:
+            self.params.grammar.check(self._said)
+
+    def _force(self, token: int) -> list[int]:
+        """Tell the grammar of a token; returns the tokens that must follow, which nobody needs to draw."""
+        matcher = self.sampler.matcher
+        if matcher is None or token == self._end_id:
+            return []
+        matcher.consume(token)
+        if self.params.logprobs is not None:  # What is not drawn has no log-probability.
+            return []
+        forced = list(takewhile(lambda id_: id_ != self._end_id, matcher.forced()))[: self.room]
+        for id_ in forced:
+            matcher.consume(id_)
+        return forced
 
     @property
     def _wants_prompt(self) -> bool:

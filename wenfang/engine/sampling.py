@@ -1,4 +1,4 @@
-"""How the next token is chosen: penalties, temperature, truncation, then one draw.
+"""How the next token is chosen: what a grammar allows, penalties, temperature, truncation, then one draw.
 
 The order is that of `transformers`: bias and penalties first, then temperature, then truncation. A step runs only for
 the rows that ask for it, so plain requests pay for nothing. Shapes: N rows (requests), V vocabulary.
@@ -16,6 +16,7 @@ from torch import Tensor
 from wenfang.engine import penalties, truncation
 from wenfang.engine.noise import TOKEN, XTC, exponential, uniform
 from wenfang.engine.params import TRUNCATION_OFF, SamplingParams
+from wenfang.grammar import Matcher, fill_masks
 
 LONGEST_SEED = 63
 
@@ -28,11 +29,13 @@ class Sampler:
         params: what was asked.
         prompt: token ids before the completion.
         breakers: ids of the tokens that are `params.dry_sequence_breakers`.
+        matcher: says which tokens the request's grammar allows; the caller tells it what it accepts.
     """
 
     params: SamplingParams
     prompt: Sequence[int]
     breakers: frozenset[int] = frozenset()
+    matcher: Matcher | None = None
     written: list[int] = field(default_factory=list)
     """Token ids of the completion so far; the caller appends what it accepts."""
     seed: int = -1
@@ -52,6 +55,7 @@ class Sampler:
         """The same sampling once these tokens, too, are written: what a draft for the tokens after them is drawn by."""
         later = copy(self)
         later.written = [*self.written, *tokens]
+        later.matcher = None  # It stands before these tokens; a guess may well be wrong.
         return later
 
 
@@ -73,6 +77,7 @@ def choose(logits_NV: Tensor, samplers: Sequence[Sampler]) -> list[int]:
     E_i / p_i and the first wins. E_i follows from the request's seed, the position and i alone, so two distributions
     that are close nearly always choose the same token — what speculative decoding lives on.
     """
+    logits_NV = constrain(logits_NV, samplers)
     if all(s.params.temperature == 0.0 and not _penalised(s.params) for s in samplers):
         return logits_NV.argmax(-1).tolist()
     scores_NV = warp(penalise(logits_NV.float(), samplers), samplers)
@@ -83,6 +88,16 @@ def choose(logits_NV: Tensor, samplers: Sequence[Sampler]) -> list[int]:
         arrival_NV = noise_NV / _rows(scores_NV, drawn).softmax(-1)
         chosen_N = chosen_N.index_copy(0, torch.tensor(drawn), arrival_NV.argmin(-1))
     return chosen_N.tolist()
+
+
+def constrain(logits_NV: Tensor, samplers: Sequence[Sampler]) -> Tensor:
+    """Logits with the tokens that a row's grammar forbids at -inf."""
+    rows = [i for i, s in enumerate(samplers) if s.matcher is not None]
+    if not rows:
+        return logits_NV
+    blocked_RV = torch.from_numpy(fill_masks([s.matcher for s in samplers if s.matcher is not None]))
+    allowed_RV = _rows(logits_NV, rows).masked_fill(blocked_RV.to(logits_NV.device), -torch.inf)
+    return allowed_RV if len(rows) == len(samplers) else logits_NV.index_copy(0, torch.tensor(rows), allowed_RV)
 
 
 def penalise(logits_NV: Tensor, samplers: Sequence[Sampler]) -> Tensor:
@@ -111,7 +126,8 @@ def observe(logits_V: Tensor, token: int, sampler: Sampler) -> None:
     """Tell a Mirostat sampler how surprising the token was that it chose; call before the token is accepted."""
     params = sampler.params
     if params.mirostat_tau and params.temperature:
-        log_V = (penalise(logits_V.float()[None], [sampler])[0] / params.temperature).log_softmax(-1)
+        scores_1V = penalise(constrain(logits_V.float()[None], [sampler]), [sampler])
+        log_V = (scores_1V[0] / params.temperature).log_softmax(-1)
         sampler.mu -= params.mirostat_eta * (-float(log_V[token]) / math.log(2) - params.mirostat_tau)
 
 

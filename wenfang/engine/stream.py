@@ -24,7 +24,7 @@ class Stream:
         """The next piece, waiting for it.
 
         Raises:
-            WenfangError: the engine was closed or failed.
+            WenfangError: the engine was closed or failed, or the finished text does not fulfil its grammar.
         """
         if self._ended:
             raise StopIteration
@@ -32,6 +32,8 @@ class Stream:
         self._ended = isinstance(item, Exception) or item.finish_reason is not None
         if isinstance(item, Exception):
             raise item
+        if item.finish_reason == "stop":  # Here, and not in the engine's thread, which must not wait for it.
+            self._request.check()
         return item
 
     def close(self) -> None:

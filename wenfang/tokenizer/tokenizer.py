@@ -13,6 +13,7 @@ from jinja2 import TemplateError
 from wenfang.core.errors import TokenizerError
 from wenfang.core.language import say
 from wenfang.tokenizer.chat import ChatTemplate, check_messages, check_unicode
+from wenfang.tokenizer.spelling import token_bytes
 
 NO_TEMPLATE = "{{ raise_exception('this model has none, it only continues text') }}"
 MARK = re.compile("\ue000(\\d+)\ue001")
@@ -112,6 +113,20 @@ class Tokenizer:
     def tokens(self) -> list[str]:
         """Every token as the vocabulary spells it, by id."""
         return [str(self._rust.id_to_token(id_)) for id_ in range(self.vocab_size)]
+
+    @property
+    def token_bytes(self) -> list[bytes]:
+        """The bytes every token stands for, by id; a special token's are its name.
+
+        Raises:
+            TokenizerError: the tokens of this kind of tokenizer have none of their own.
+        """
+        return token_bytes(self._rust)
+
+    @property
+    def special_ids(self) -> list[int]:
+        """Tokens that no text contains."""
+        return sorted(self._special.values())
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text. Never yields a special token, whatever the text says."""

@@ -1,0 +1,138 @@
+"""Grammars that are faulty, hostile or beyond any guarantee: refused with the place, or they work."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from wenfang.core.errors import InputError
+from wenfang.grammar import Choice, Grammar, GrammarCompiler, JsonSchema, Lark, Regex, ToolCalls, fill_masks
+from wenfang.grammar import judge as judge_module
+from wenfang.grammar.judge import judge
+from wenfang.tokenizer import Tokenizer
+
+CHAIN = "start: r0\n" + "\n".join(f'r{i}: "a" r{i + 1}' for i in range(5000)) + '\nr5000: "z"'
+BRANCHES = "start: " + " | ".join(f"r{i}" for i in range(5000)) + "\n" + "\n".join(f'r{i}: "a{i}"' for i in range(5000))
+
+
+def nested(keyword: str, depth: int) -> object:
+    schema: object = {"type": "string"}
+    for i in range(depth):
+        tagged = {"type": "object", "properties": {"k": {"const": i}, "v": schema}, "required": ["k"]}
+        schema = {keyword: [tagged, {"type": "integer"}]}
+    return schema
+
+
+def of(schema: object) -> Callable[[], Grammar]:
+    return lambda: JsonSchema.of(schema)
+
+
+REFUSED: dict[str, tuple[Callable[[], Grammar], str]] = {
+    "false": (of(False), "schema is false|anyOf is empty"),
+    "not a schema": (of(5), r"\$.*5 is not of type"),
+    "invalid": (of({"properties": {"a": {"type": "text"}}}), r"\$\.properties\.a\.type.*'text'"),
+    "no JSON": (lambda: JsonSchema("{"), "not valid JSON"),
+    "not JSON at all": (of({"const": float("nan")}), "not valid JSON"),
+    "remote $ref": (of({"items": {"$ref": "https://example.org/a"}}), r"\$\.items.*example\.org.*never fetched"),
+    "missing $ref": (of({"$ref": "#/$defs/none"}), "none"),
+    "$ref to itself": (of({"$ref": "#"}), "no text can fulfil"),
+    "unsupported keyword": (of({"properties": {"a": {"uniqueItems": True}}}), r"\$\.properties\.a.*'uniqueItems'"),
+    "misspelt keyword": (of({"type": "string", "maxLenght": 3}), "'maxLenght'.*maxLength"),
+    "lenience": (of({"x-guidance": {"lenient": True}}), "'x-guidance'"),
+    "unknown format": (of({"type": "string", "format": "iri"}), "'iri'"),
+    "unsatisfiable": (
+        of({"type": "object", "properties": {"a": {"type": "integer", "minimum": 5, "maximum": 3}}, "required": ["a"]}),
+        "unsatisfiable",
+    ),
+    "ambiguous oneOf": (of({"items": {"oneOf": [{"type": "integer"}, {"type": "number"}]}}), r"\$\.items.*oneOf"),
+    "look-around in a pattern": (of({"properties": {"a": {"pattern": "(?=a)b"}}}), r"\$\.properties\.a.*\(\?="),
+    "a pattern nobody can check": (of({"pattern": "a{1,5000}"}), "5000"),
+    "repeated keys": (of({"type": "object", "minProperties": 2}), "minProperties"),
+    "too deep": (of(nested("oneOf", 60)), "nested deeper"),
+    "too long": (of({"enum": ["春" * 200_000]}), "524,288"),
+    "look-ahead": (lambda: Regex("(?=a)b"), r"1\(8\).*look-around"),
+    "back-reference": (lambda: Regex(r"(a)\1"), "backreferences"),
+    "open group": (lambda: Regex("(a"), "unclosed group"),
+    "nothing matches": (lambda: Regex(r"[^\s\S]"), "no text can fulfil"),
+    "undefined rule": (lambda: Lark('start: "x" foo'), r'1\(8\).*unknown name: "foo"'),
+    "no start": (lambda: Lark('foo: "x"'), "no start rule"),
+    "endless left recursion": (lambda: Lark('start: start "a"'), "no text can fulfil"),
+    "empty": (lambda: Lark(""), "[Ee]mpty"),
+    "unknown special token": (lambda: Lark('start: <|none|> "x"'), "none"),
+    "no options": (lambda: Choice(()), "choice"),
+    "bad arguments": (lambda: ToolCalls((("f", '{"uniqueItems": true}'),), "", ""), r"f\.parameters.*uniqueItems"),
+    "ever deeper rules": (lambda: Lark(CHAIN.replace("5000", "20000") + _more_chain()), "too complex"),
+}
+
+
+def _more_chain() -> str:
+    return "\n" + "\n".join(f'r{i}: "a" r{i + 1}' for i in range(5000, 20000))
+
+
+WORKS: dict[str, tuple[Callable[[], Grammar], str]] = {
+    "{}": (of({}), '{"a": [1, true, null, "春"]}'),
+    "true": (of(True), '"春"'),
+    "recursive $ref": (of({"properties": {"c": {"$ref": "#"}}, "type": "object"}), '{"c": {"c": {}}}'),
+    "10,000 values": (of({"enum": [f"值{i}" for i in range(10_000)]}), '"值9999"'),
+    "deep oneOf": (of(nested("oneOf", 9)), '{"k": 8, "v": {"k": 7, "v": 3}}'),
+    "nested quantifiers": (lambda: Regex("(a+)+$"), "aaaa"),
+    "a million repetitions": (lambda: Regex("a{1,1000000}"), "aaaa"),
+    "left recursion": (lambda: Lark('start: start "a" | "b"'), "baaa"),
+    "5,000 rules in a row": (lambda: Lark(CHAIN), "a" * 5000 + "z"),
+    "5,000 rules side by side": (lambda: Lark(BRANCHES), "a4999"),
+    "a special token's name as text": (lambda: Choice(("<|end|>", "b")), "<|end|>"),
+    "two calls": (
+        lambda: ToolCalls(
+            (("f", '{"properties": {"城": {"type": "string"}}, "required": ["城"]}'), ("g", "{}")),
+            "<tool_call>",
+            "</tool_call>",
+            several=True,
+        ),
+        '<tool_call>\n{"name": "f", "arguments": {"城": "臺北"}}\n</tool_call>\n'
+        '<tool_call>\n{"name": "g", "arguments": {}}\n</tool_call>',
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_guaranteed_is_refused_with_the_place(name: str) -> None:
+    make, message = REFUSED[name]
+    with pytest.raises(InputError, match=message) as caught:
+        judge(make(), ["<|end|>"])
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("name", WORKS)
+def test_what_can_be_guaranteed_works(name: str, compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
+    make, text = WORKS[name]
+    grammar = make()
+    matcher = compiler.matcher(grammar)
+    tokens = tokenizer.encode(text)
+    for token in tokens[:20]:
+        fill_masks([matcher])
+        assert not matcher.failure
+        assert not matcher.blocked_V[token], (text, tokenizer.decode([token]))
+        matcher.consume(token)
+    for token in tokens[20:]:
+        matcher.consume(token)
+    grammar.check(text)
+    if not matcher.ended:
+        fill_masks([matcher])
+        assert not matcher.blocked_V[tokenizer.end_id]
+        assert not matcher.failure
+
+
+def test_a_trial_that_never_ends_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge_module, "TRIAL_S", 0.0)
+    with pytest.raises(InputError, match="ran out of time"):
+        judge(Lark(BRANCHES), [])
+    monkeypatch.undo()
+    judge(Regex("a"), [])
+
+
+def test_a_grammar_is_judged_once(compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = compiler.matcher(JsonSchema.of({"const": json.dumps("once")}))
+    monkeypatch.setattr("wenfang.grammar.compiler.judge", lambda *_: pytest.fail("judged again"))
+    second = compiler.matcher(JsonSchema.of({"const": json.dumps("once")}))
+    first.consume(first.forced()[0])
+    assert second.forced() != first.forced()

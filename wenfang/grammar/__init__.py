@@ -1,0 +1,25 @@
+"""grammar: constraints on what a model writes — JSON Schema, regular expressions, Lark grammars, choices, tool calls.
+
+A grammar is judged in a process of its own, compiled for a tokenizer, and then says which tokens may come next. Knows
+nothing of models or torch; may import `core` alone.
+"""
+
+from wenfang.grammar.compiler import GrammarCompiler, Vocabulary
+from wenfang.grammar.kinds import Choice, Grammar, JsonObject, JsonSchema, Lark, Regex, ToolCalls
+from wenfang.grammar.matcher import Matcher, fill_masks
+from wenfang.grammar.validation import BrokenPromise
+
+__all__ = [
+    "BrokenPromise",
+    "Choice",
+    "Grammar",
+    "GrammarCompiler",
+    "JsonObject",
+    "JsonSchema",
+    "Lark",
+    "Matcher",
+    "Regex",
+    "ToolCalls",
+    "Vocabulary",
+    "fill_masks",
+]

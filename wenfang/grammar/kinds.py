@@ -1,0 +1,311 @@
+"""What may be asked of a text, as values that can be compared, sent to another process and checked afterwards."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from wenfang.core.errors import InputError
+from wenfang.core.language import say
+from wenfang.grammar.schema import examine_schema
+from wenfang.grammar.validation import BrokenPromise, parse_json, validate_json
+
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
+MAX_BYTES = 1 << 19
+"""Longest grammar."""
+
+JSON_STYLE: "JsonCompileOptions" = {
+    # As `json.dumps` writes it, so that nothing but content is left to choose and no model pads without end.
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+    # With \u a known key could be written a second time in disguise; other characters stand for themselves.
+    "json_allowed_escapes": '"\\bfnrt',
+}
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """Which texts are allowed. Immutable and hashable.
+
+    Raises:
+        InputError: longer than `MAX_BYTES`, or malformed.
+    """
+
+    kind: ClassVar[str]
+
+    def source(self) -> str:
+        """The grammar in the language of llguidance."""
+        raise NotImplementedError
+
+    def examine(self) -> None:
+        """Refuse what could not be guaranteed or not be validated. May take long: call it where that hurts nobody.
+
+        Raises:
+            InputError: with the place.
+        """
+
+    def check(self, text: str) -> None:
+        """Validate a finished text, independently of what made it.
+
+        Raises:
+            BrokenPromise: it does not fulfil the grammar.
+        """
+
+
+@dataclass(frozen=True)
+class JsonSchema(Grammar):
+    """JSON that a schema (draft 2020-12) accepts."""
+
+    kind: ClassVar[str] = "json_schema"
+    schema: str
+    """The schema as JSON text."""
+
+    def __post_init__(self) -> None:
+        _check_length(self.schema)
+
+    @classmethod
+    def of(cls, schema: object) -> Self:
+        """From a parsed schema.
+
+        Raises:
+            InputError: it is no JSON.
+        """
+        try:
+            return cls(json.dumps(schema, ensure_ascii=False, allow_nan=False))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(
+                say(zh=f"綱要不是有效的 JSON：{error}。", en=f"The schema is not valid JSON: {error}.")
+            ) from None
+
+    def source(self) -> str:
+        """The grammar in the language of llguidance."""
+        from llguidance import LLMatcher
+
+        # llguidance takes the style from an object only.
+        schema = {"true": "{}", "false": '{"enum": []}'}.get(self.schema, self.schema)
+        return str(LLMatcher.grammar_from_json_schema(schema, overrides=JSON_STYLE))
+
+    def examine(self) -> None:
+        """Refuse what could not be guaranteed.
+
+        Raises:
+            InputError: with the place.
+        """
+        examine_schema(self.schema)
+
+    def check(self, text: str) -> None:
+        """Validate with `jsonschema`.
+
+        Raises:
+            BrokenPromise: the schema does not accept it.
+        """
+        validate_json(text, self.schema)
+
+
+@dataclass(frozen=True)
+class JsonObject(Grammar):
+    """Any JSON object."""
+
+    kind: ClassVar[str] = "json_object"
+
+    def source(self) -> str:
+        """The grammar in the language of llguidance."""
+        return JsonSchema('{"type": "object"}').source()
+
+    def check(self, text: str) -> None:
+        """Parse it.
+
+        Raises:
+            BrokenPromise: it is no JSON object.
+        """
+        if not isinstance(parse_json(text), dict):
+            raise BrokenPromise(
+                say(zh=f"生成的文字不是 JSON 物件：{text[:80]!r}。", en=f"The text is no JSON object: {text[:80]!r}.")
+            )
+
+
+@dataclass(frozen=True)
+class Regex(Grammar):
+    """Text that a regular expression matches as a whole. Rust's syntax; neither look-around nor back-references."""
+
+    kind: ClassVar[str] = "regex"
+    pattern: str
+
+    def __post_init__(self) -> None:
+        _check_length(self.pattern)
+
+    def source(self) -> str:
+        """The grammar in the language of llguidance."""
+        from llguidance import LLMatcher
+
+        return str(LLMatcher.grammar_from_regex(self.pattern))
+
+
+@dataclass(frozen=True)
+class Lark(Grammar):
+    """Text that a context-free grammar in Lark's notation derives from `start`."""
+
+    kind: ClassVar[str] = "lark"
+    grammar: str
+
+    def __post_init__(self) -> None:
+        _check_length(self.grammar)
+        if "x-guidance" in self.grammar:
+            raise InputError(
+                say(
+                    zh="`x-guidance` 會關閉對綱要的檢查，請移除。",
+                    en="`x-guidance` would switch off the checks on schemas; remove it from the grammar.",
+                )
+            )
+
+    def source(self) -> str:
+        """The grammar in the language of llguidance."""
+        from llguidance import LLMatcher
+
+        return str(LLMatcher.grammar_from_lark(self.grammar))
+
+
+@dataclass(frozen=True)
+class Choice(Grammar):
+    """One of several texts."""
+
+    kind: ClassVar[str] = "choice"
+    options: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", tuple(self.options))
+        if not self.options:
+            raise InputError(say(zh="`choice` 是空的，至少要有一個選項。", en="`choice` is empty; give an option."))
+        _check_length("".join(self.options))
+
+    def source(self) -> str:
+        """The grammar in the language of llguidance."""
+        from llguidance import LLMatcher
+
+        return str(LLMatcher.grammar_from_lark("start: " + " | ".join(quoted(option) for option in self.options)))
+
+    def check(self, text: str) -> None:
+        """Look it up.
+
+        Raises:
+            BrokenPromise: it is none of the options.
+        """
+        if text not in self.options:
+            raise BrokenPromise(
+                say(
+                    zh=f"生成的文字不是選項之一：{text[:80]!r}。", en=f"The text is none of the options: {text[:80]!r}."
+                )
+            )
+
+
+@dataclass(frozen=True)
+class ToolCalls(Grammar):
+    """Calls of functions as a model's chat template writes them: a mark, a JSON object with name and arguments, a mark.
+
+    Marks may be empty.
+    """
+
+    kind: ClassVar[str] = "tool_calls"
+    functions: tuple[tuple[str, str], ...]
+    """Names, each with the JSON Schema of its arguments as text."""
+    opening: str
+    closing: str
+    arguments_key: str = "arguments"
+    several: bool = False
+    """Whether more than one call may be made."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "functions", tuple((name, schema) for name, schema in self.functions))
+        if not self.functions:
+            raise InputError(say(zh="沒有可呼叫的工具。", en="There is no tool to call."))
+        _check_length("".join(name + schema for name, schema in self.functions))
+
+    def source(self) -> str:
+        """The grammar in the language of llguidance."""
+        from llguidance import LLMatcher
+
+        opening = f"{quoted(self.opening)} GAP" if self.opening else ""
+        closing = f"GAP {quoted(self.closing)}" if self.closing else ""
+        calls = [
+            f"{quoted(self._head(name))} %json {self._styled(schema)} {quoted('}')}" for name, schema in self.functions
+        ]
+        rules = [
+            "start: call (GAP call)*" if self.several else "start: call",
+            f"call: {opening} function {closing}",
+            f"function: {' | '.join(f'f{i}' for i in range(len(calls)))}",
+            *(f"f{i}: {call}" for i, call in enumerate(calls)),
+            r"GAP: /\n?/",
+        ]
+        return str(LLMatcher.grammar_from_lark("\n".join(rules)))
+
+    def examine(self) -> None:
+        """Refuse arguments that could not be guaranteed.
+
+        Raises:
+            InputError: with the place.
+        """
+        for name, schema in self.functions:
+            examine_schema(schema, place=f"{name}.parameters")
+
+    def check(self, text: str) -> None:
+        """Read the calls back and validate their arguments.
+
+        Raises:
+            BrokenPromise: a call cannot be read or its arguments do not fulfil their schema.
+        """
+        schemas, decoder, rest = dict(self.functions), json.JSONDecoder(), text
+        while rest:
+            try:
+                call, end = decoder.raw_decode(rest.removeprefix(self.opening).lstrip("\n"))
+                name, arguments = call["name"], call[self.arguments_key]
+                validate_json(json.dumps(arguments, ensure_ascii=False), schemas[name])
+            except (ValueError, KeyError, TypeError, RecursionError):
+                raise BrokenPromise(
+                    say(zh=f"無法讀回工具呼叫：{rest[:80]!r}。", en=f"A tool call cannot be read back: {rest[:80]!r}.")
+                ) from None
+            rest = rest.removeprefix(self.opening).lstrip("\n")[end:].lstrip("\n")
+            rest = rest.removeprefix(self.closing).lstrip("\n")
+
+    def _head(self, name: str) -> str:
+        return f'{{"name": {json.dumps(name, ensure_ascii=False)}, "{self.arguments_key}": '
+
+    @staticmethod
+    def _styled(schema: str) -> str:
+        styled: dict[str, Any] = {**_object_schema(schema), "x-guidance": JSON_STYLE}
+        return json.dumps(styled, ensure_ascii=False)
+
+
+KINDS: Mapping[str, type[Grammar]] = {
+    grammar.kind: grammar for grammar in (JsonSchema, JsonObject, Regex, Lark, Choice, ToolCalls)
+}
+
+
+def quoted(text: str) -> str:
+    """A text as Lark writes a literal."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _object_schema(schema: str) -> dict[str, Any]:
+    value = parse_json(schema)
+    if not isinstance(value, dict):
+        raise InputError(
+            say(
+                zh=f"工具參數的綱要必須是物件，不是 {schema[:40]!r}。",
+                en=f"A tool's schema must be an object, not {schema[:40]!r}.",
+            )
+        )
+    return {"type": "object", **value}
+
+
+def _check_length(text: str) -> None:
+    size = len(text.encode(errors="surrogatepass"))
+    if size > MAX_BYTES:
+        raise InputError(
+            say(
+                zh=f"文法有 {size:,} 個位元組，最多 {MAX_BYTES:,} 個。請縮短。",
+                en=f"The grammar has {size:,} bytes; at most {MAX_BYTES:,} are accepted. Shorten it.",
+            )
+        )

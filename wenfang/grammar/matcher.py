@@ -1,0 +1,102 @@
+"""A grammar at work on one text: which tokens may come next, and which must."""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from wenfang.core.errors import InputError, WenfangError
+from wenfang.core.language import say
+from wenfang.grammar.kinds import Grammar
+
+if TYPE_CHECKING:
+    from llguidance import LLExecutor, LLMatcher
+
+WORD_BITS = 32
+
+
+class Matcher:
+    """One text's progress through a grammar.
+
+    Args:
+        inner: llguidance's matcher at the beginning.
+        grammar: what it was compiled from.
+        end_id: the token that ends a text.
+        vocab_size: tokens the model knows; those beyond the tokenizer's are never allowed.
+    """
+
+    def __init__(self, inner: "LLMatcher", grammar: Grammar, *, end_id: int, vocab_size: int) -> None:
+        self.inner = inner
+        self.grammar = grammar
+        self.end_id = end_id
+        self.vocab_size = vocab_size
+        self.blocked_V: npt.NDArray[np.bool_] | None = None
+        """The tokens that may not come next, once `fill_masks` has computed them."""
+        self._dead_end = False
+
+    def consume(self, token: int) -> None:
+        """Take in a token that the mask allows."""
+        self.inner.consume_token(token)
+        self.blocked_V = None
+
+    def forced(self) -> list[int]:
+        """The tokens that must come next, as far as there is no choice."""
+        return list(self.inner.compute_ff_tokens())
+
+    @property
+    def ended(self) -> bool:
+        """Whether the text is complete and nothing can follow."""
+        return bool(self.inner.is_stopped()) and not self.inner.is_error()
+
+    @property
+    def failure(self) -> WenfangError | None:
+        """Why the text cannot go on: a step's budget is spent, or the grammar has led where nothing fits."""
+        if self.inner.is_error():
+            reason = str(self.inner.get_error()).partition("\n")[0][:200].rstrip(".")
+            return InputError(
+                say(
+                    zh=f"文法在這裡用完了每一步的額度：{reason}。請簡化。",
+                    en=f"The grammar spent the budget of a step: {reason}. Simplify it.",
+                )
+            )
+        if self._dead_end:
+            return InputError(
+                say(zh="文法走進死路：沒有詞元能接下去。", en="The grammar has led to a dead end: no token can follow.")
+            )
+        return None
+
+    def keep(self, blocked_V: npt.NDArray[np.bool_]) -> None:
+        """Take in a computed mask."""
+        self.blocked_V = blocked_V
+        # llguidance allows the end where nothing else is possible.
+        self._dead_end = bool(blocked_V.all()) or not (blocked_V[self.end_id] or self.inner.is_accepting())
+
+
+def fill_masks(matchers: Sequence[Matcher]) -> npt.NDArray[np.bool_]:
+    """Blocked_NV: the tokens that may not come next. What is not known yet is computed side by side on all cores."""
+    from llguidance.numpy import fill_next_token_bitmask_par
+
+    missing = [matcher for matcher in matchers if matcher.blocked_V is None]
+    if missing:
+        V = missing[0].vocab_size
+        allowed_NW = np.zeros((len(missing), -(-V // WORD_BITS)), dtype=np.int32)
+        if len(missing) == 1:  # No threads to wake for one.
+            missing[0].inner.unsafe_compute_mask_ptr(allowed_NW.ctypes.data, allowed_NW.nbytes)
+        else:
+            pairs = [(matcher.inner, row) for row, matcher in enumerate(missing)]
+            fill_next_token_bitmask_par(_executor(), pairs, allowed_NW)
+        blocked_NV = np.unpackbits(~allowed_NW.view(np.uint8), axis=1, count=V, bitorder="little").view(np.bool_)
+        for matcher, blocked_V in zip(missing, blocked_NV, strict=True):
+            matcher.keep(blocked_V)
+        if len(missing) == len(matchers):
+            return blocked_NV
+    return np.stack([matcher.blocked_V for matcher in matchers if matcher.blocked_V is not None])
+
+
+@cache
+def _executor() -> "LLExecutor":
+    from llguidance import LLExecutor
+
+    return LLExecutor()
