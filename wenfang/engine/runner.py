@@ -102,11 +102,12 @@ class Runner:
         return fork
 
     def _call(self, sequences: Rows[Sequence], counts: Rows[int]) -> tuple[Tensor, Memory]:
-        """Positions_BT of a call, padding included, and its memory."""
+        """Positions_BT of a call and its memory. Padding stands at its row's last position: some rotary embeddings turn
+        by the farthest one."""
         B, T = self._shape(len(sequences), max(counts))
         positions_BT = torch.zeros((B, T), dtype=torch.long)
-        positions_BT[: len(sequences)] = torch.tensor([[s.computed] for s in sequences]) + torch.arange(T)
-        positions_BT.clamp_(max=self.config.context - 1)  # Of padding behind the last token.
+        for row, (sequence, count) in enumerate(zip(sequences, counts, strict=True)):
+            positions_BT[row] = sequence.computed + torch.arange(T).clamp(max=count - 1)
         return positions_BT, self._cache.memory(sequences, counts, B, T)
 
     def _shape(self, N: int, T: int) -> tuple[int, int]:
