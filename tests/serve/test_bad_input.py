@@ -53,7 +53,7 @@ BODIES = {
     ),
     "tools the template does not know": chat(tools=[TOOL]),
     "required tool": chat(tools=[TOOL], tool_choice="required"),
-    "schema": chat(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}),
+    "schema": chat(response_format={"type": "json_schema"}),
     "beyond the context": said({"role": "user", "content": "長" * 200}),
     "bias outside the vocabulary": chat(logit_bias={"9999999": 1}),
     "negative bias token": chat(logit_bias={"-1": 1}),

@@ -122,7 +122,7 @@ def test_text_parts_and_nulls_are_understood(client: OpenAI) -> None:
     ("options", "param"),
     [
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "regex", "choice": ["a"]}}, "response_format"),
         ({"extra_body": {"mirostat": 2}}, "mirostat"),
         ({"temperature": 3}, "temperature"),
         ({"temperature": "warm"}, "temperature"),

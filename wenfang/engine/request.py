@@ -95,7 +95,7 @@ class Generation(Request):
         self.forced: list[int] = []
         """Tokens that followed the last drawn one because the grammar left no choice."""
         self._limit = limit
-        self._said = ""
+        self._said: list[str] = []
         self._text = text
         self._end_id = end_id
         self._prompt_logprobs: list[TokenLogprob | None] = []
@@ -130,13 +130,13 @@ class Generation(Request):
             text += self._text.finish()
             reason = "stop" if ended or self._text.stopped else "length"
             self.finished = True
-        self._said += text
+        self._said.append(text)
         self.events.put(Delta(text, reason, len(self.written), logprobs, prompt_logprobs, self.drafted, self.accepted))
 
     def check(self) -> None:
         """Validate the finished text."""
         if self.params.grammar is not None:
-            self.params.grammar.check(self._said)
+            self.params.grammar.check("".join(self._said))
 
     def _force(self, token: int) -> list[int]:
         """Tell the grammar of a token; returns the tokens that must follow, which nobody needs to draw."""

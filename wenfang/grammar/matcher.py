@@ -53,7 +53,8 @@ class Matcher:
     @property
     def failure(self) -> WenfangError | None:
         """Why the text cannot go on: a step's budget is spent, or the grammar has led where nothing fits."""
-        if self.inner.is_error():
+        dead_end = self._dead_end or str(self.inner.stop_reason()).startswith("NoExtensionBias")
+        if self.inner.is_error() and not dead_end:
             reason = str(self.inner.get_error()).partition("\n")[0][:200].rstrip(".")
             return InputError(
                 say(
@@ -61,7 +62,7 @@ class Matcher:
                     en=f"The grammar spent the budget of a step: {reason}. Simplify it.",
                 )
             )
-        if self._dead_end:
+        if dead_end:
             return InputError(
                 say(zh="文法走進死路：沒有詞元能接下去。", en="The grammar has led to a dead end: no token can follow.")
             )

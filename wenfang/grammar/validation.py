@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from decimal import Decimal, DecimalException
+from decimal import Decimal, DecimalException, InvalidOperation
 from functools import lru_cache
 from typing import Any
 
@@ -21,7 +21,7 @@ def parse_json(text: str) -> Any:
         BrokenPromise: it is none, or nested too deeply to read.
     """
     try:
-        return json.loads(text, parse_float=Decimal)
+        return json.loads(text, parse_float=_exact)
     except (ValueError, RecursionError) as error:
         raise BrokenPromise(
             say(zh=f"生成的文字無法當 JSON 讀：{error}。", en=f"The text cannot be read as JSON: {error}.")
@@ -61,6 +61,14 @@ def linear_match(pattern: str, text: str) -> bool:
 
     found = pyarrow.compute.match_substring_regex(pyarrow.array([text]), pattern)
     return bool(found[0].as_py())
+
+
+def _exact(number: str) -> Decimal | float:
+    """A fraction as written; an exponent too large for any decimal is infinite or nothing."""
+    try:
+        return Decimal(number)
+    except InvalidOperation:
+        return float(number)
 
 
 @lru_cache(maxsize=64)

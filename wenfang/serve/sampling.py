@@ -10,6 +10,7 @@ from wenfang.serve.errors import ApiError
 
 if TYPE_CHECKING:
     from wenfang.engine import SamplingParams
+    from wenfang.grammar import Grammar
 
 MAX_STOPS = 4
 MAX_STOP_CHARACTERS = 256
@@ -85,6 +86,7 @@ class Sampling(Strict):
         choice: int = 0,
         logprobs: int | None = None,
         prompt_logprobs: bool = False,
+        grammar: "Grammar | None" = None,
     ) -> "SamplingParams":
         """What the engine is asked for one choice.
 
@@ -113,6 +115,7 @@ class Sampling(Strict):
                 max_tokens=max_tokens,
                 logprobs=logprobs,
                 prompt_logprobs=prompt_logprobs,
+                grammar=grammar,
             )
         except InputError as error:
             raise ApiError(str(error), code="invalid_value") from None

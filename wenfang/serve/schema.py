@@ -1,13 +1,18 @@
 """What a chat request may say. What is not listed here is refused by name, never dropped in silence."""
 
 import json
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
 from wenfang.core.language import say
 from wenfang.serve.errors import ApiError, unsupported
+from wenfang.serve.forms import ChosenTool, ResponseFormat, call_grammar
 from wenfang.serve.sampling import MAX_CHOICES, MAX_TOKENS, Sampling, Strict, without_nulls
+from wenfang.serve.toolcalls import ToolFormat
+
+if TYPE_CHECKING:
+    from wenfang.grammar import Grammar
 
 MAX_MESSAGES = 4096
 MAX_TOOLS = 128
@@ -15,7 +20,6 @@ MAX_TOOLS = 128
 ASKS_FOR_NOTHING: dict[str, tuple[object, ...]] = {
     "modalities": (["text"],),
     "parallel_tool_calls": (True,),
-    "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
     "store": (False,),
     "functions": ([],),
@@ -128,7 +132,9 @@ class ChatRequest(Sampling):
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
     tools: list[Tool] = Field([], max_length=MAX_TOOLS)
-    tool_choice: Literal["none", "auto"] = "auto"
+    tool_choice: Literal["none", "auto", "required"] | ChosenTool = "auto"
+    """`required`, or a tool by its name: the answer is a call, held to the tool's schema."""
+    response_format: ResponseFormat | None = None
     user: str | None = None
     """Who asks, for the caller's own records. It never changes an answer."""
 
@@ -147,7 +153,27 @@ class ChatRequest(Sampling):
             raise _wrong("stream_options", zh="只能與 'stream': true 一起使用", en="it needs 'stream': true")
         if self.top_logprobs is not None and not self.logprobs:
             raise _wrong("top_logprobs", zh="只能與 'logprobs': true 一起使用", en="it needs 'logprobs': true")
+        if self.forces_call and self.response_format is not None:
+            raise _wrong("response_format", zh="不能與強制的工具呼叫一起使用", en="it excludes a forced tool call")
+        if self.forces_call and not self.tools:
+            raise _wrong("tool_choice", zh="沒有 'tools' 可呼叫", en="there are no 'tools' to call")
         check_messages(self.messages)
+
+    @property
+    def forces_call(self) -> bool:
+        """Whether the answer must be a tool call."""
+        return self.tool_choice not in ("none", "auto")
+
+    def grammar(self, form: ToolFormat | None) -> "Grammar | None":
+        """What the answer must be.
+
+        Raises:
+            ApiError: the demand is malformed.
+        """
+        if self.forces_call and form is not None:
+            chosen = self.tool_choice if isinstance(self.tool_choice, ChosenTool) else None
+            return call_grammar(self.shown_tools(), chosen, form)
+        return None if self.response_format is None else self.response_format.grammar()
 
     @property
     def limit(self) -> int | None:

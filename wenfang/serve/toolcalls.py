@@ -34,6 +34,7 @@ class ToolFormat:
 
     opening: str
     closing: str
+    arguments_key: str = "arguments"
 
 
 def tool_format(tokenizer: "Tokenizer") -> ToolFormat | None:
@@ -71,7 +72,8 @@ def _marks(said: str) -> ToolFormat | None:
     rest = said[end:]
     second = rest.find(opening) if opening else -1
     closing = (rest[:second] if second >= 0 else rest).strip() if opening else ""
-    return ToolFormat(opening, closing)
+    key = next(key for key in ARGUMENT_KEYS if f'"{key}"' in said[start:end])
+    return ToolFormat(opening, closing, key)
 
 
 class ToolReader:

@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
 from fastapi import Request, Response
 
@@ -13,6 +14,9 @@ from wenfang.serve.prompts import chat_prompt, room_after, tools_of
 from wenfang.serve.respond import respond
 from wenfang.serve.schema import ChatRequest
 
+if TYPE_CHECKING:
+    from wenfang.grammar import Grammar
+
 
 async def chat_completions(desk: Desk, request: Request, asked: ChatRequest) -> Response:
     """Continue a conversation."""
@@ -22,7 +26,7 @@ async def chat_completions(desk: Desk, request: Request, asked: ChatRequest) -> 
         tools = asked.shown_tools()
         form = await asyncio.to_thread(tools_of, served, tools)
         prompt = await asyncio.to_thread(chat_prompt, served, asked.conversation(), tools)
-        jobs = chat_jobs(served, asked, prompt)
+        jobs = chat_jobs(served, asked, prompt, asked.grammar(form))
         desk.metrics.read(served.name, len(prompt))
         generation = held.enter_context(served.dispatcher.start_all(jobs))
         answer = ChatAnswer(
@@ -36,7 +40,7 @@ async def chat_completions(desk: Desk, request: Request, asked: ChatRequest) -> 
         return await respond(request, answer, generation, held, desk.limits, stream=asked.stream)
 
 
-def chat_jobs(served: Served, asked: ChatRequest, prompt: list[int]) -> list[Job]:
+def chat_jobs(served: Served, asked: ChatRequest, prompt: list[int], grammar: "Grammar | None" = None) -> list[Job]:
     """One job for each choice. A `max_tokens` beyond the end of the context is only an upper bound that is never
     reached: such a completion ends with finish_reason `length`."""
     room = room_after(served, prompt, param="messages")
@@ -44,7 +48,7 @@ def chat_jobs(served: Served, asked: ChatRequest, prompt: list[int]) -> list[Job
     logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
     size = served.engine.vocab_size
     return [
-        (prompt, asked.params(vocab_size=size, max_tokens=limit, choice=choice, logprobs=logprobs))
+        (prompt, asked.params(vocab_size=size, max_tokens=limit, choice=choice, logprobs=logprobs, grammar=grammar))
         for choice in range(asked.n)
     ]
 

@@ -1,0 +1,104 @@
+"""What form a chat request demands of the answer: `response_format` and forced tool calls as grammars."""
+
+import json
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, JsonValue
+
+from wenfang.core.errors import InputError
+from wenfang.core.language import say
+from wenfang.serve.errors import ApiError
+from wenfang.serve.sampling import Strict
+from wenfang.serve.toolcalls import ToolFormat
+
+if TYPE_CHECKING:
+    from wenfang.grammar import Grammar
+
+
+class NamedSchema(Strict):
+    """A JSON Schema in OpenAI's wrapping."""
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
+    description: str = ""
+    schema_: bool | dict[str, JsonValue] = Field({}, alias="schema")
+    strict: bool = True
+    """Schemas are always kept strictly, even when this is false."""
+
+
+class ResponseFormat(Strict):
+    """What the answer must be; `regex`, `lark` and `choice` go beyond OpenAI's interface."""
+
+    type: Literal["text", "json_object", "json_schema", "regex", "lark", "choice"]
+    json_schema: NamedSchema | None = None
+    regex: str | None = None
+    lark: str | None = None
+    choice: list[str] | None = None
+
+    def grammar(self) -> "Grammar | None":
+        """The same for the engine.
+
+        Raises:
+            ApiError: the part that the type names is missing, or there is another one.
+        """
+        from wenfang.grammar import Choice, JsonObject, JsonSchema, Lark, Regex
+
+        given = {name for name in ("json_schema", "regex", "lark", "choice") if getattr(self, name) is not None}
+        if given != ({self.type} - {"text", "json_object"}):
+            raise _wrong(
+                "response_format",
+                zh=f"type 是 {self.type!r}，給的卻是 {sorted(given)}",
+                en=f"its type is {self.type!r}, but it holds {sorted(given)}",
+            )
+        try:
+            if self.json_schema is not None:
+                return JsonSchema.of(self.json_schema.schema_)
+            if self.regex is not None:
+                return Regex(self.regex)
+            if self.lark is not None:
+                return Lark(self.lark)
+            if self.choice is not None:
+                return Choice(tuple(self.choice))
+        except InputError as error:
+            raise ApiError(str(error), param="response_format", code="invalid_value") from None
+        return JsonObject() if self.type == "json_object" else None
+
+
+class ChosenFunction(Strict):
+    """The name of a function."""
+
+    name: str
+
+
+class ChosenTool(Strict):
+    """A tool that must be called."""
+
+    type: Literal["function"]
+    function: ChosenFunction
+
+
+def call_grammar(tools: list[dict[str, Any]], chosen: ChosenTool | None, form: ToolFormat) -> "Grammar":
+    """Calls of the tools, or of the chosen one, in the model's own words.
+
+    Raises:
+        ApiError: the chosen tool is not among them, or the schemas cannot be used.
+    """
+    from wenfang.grammar import ToolCalls
+
+    functions = [tool["function"] for tool in tools]
+    if chosen is not None:
+        functions = [function for function in functions if function["name"] == chosen.function.name]
+    if not functions:
+        raise _wrong("tool_choice", zh="'tools' 裡沒有這個工具", en="there is no such tool in 'tools'")
+    schemas = tuple((f["name"], json.dumps(f["parameters"], ensure_ascii=False)) for f in functions)
+    try:
+        return ToolCalls(schemas, form.opening, form.closing, form.arguments_key, several=chosen is None)
+    except InputError as error:
+        raise ApiError(str(error), param="tools", code="invalid_value") from None
+
+
+def _wrong(param: str, *, zh: str, en: str) -> ApiError:
+    return ApiError(
+        say(zh=f"參數 {param!r} 無效：{zh}。", en=f"Invalid value for {param!r}: {en}."),
+        param=param,
+        code="invalid_value",
+    )
