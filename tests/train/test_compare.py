@@ -19,7 +19,7 @@ from wenfang.train.compare import stage
 from wenfang.train.compare.config import CompareConfig
 from wenfang.train.compare.measure import bits_per_byte, longer
 
-SHAPE = {"dim": 32, "layers": 2, "heads": 2, "kv_heads": 2, "head_dim": 16, "hidden": 64}
+SHAPE = {"dim": 32, "layers": 1, "heads": 2, "kv_heads": 2, "head_dim": 16, "hidden": 64}
 SMALL = DecoderConfig(vocab_size=97, context=16, **SHAPE)
 
 

@@ -26,6 +26,8 @@ from wenfang.train.packing import Packed
 from wenfang.train.plan import plan_training
 
 RESULT = "result.json"
+EAGER_SHARE = 0.2
+"""Share of a plain matrix product's speed that uncompiled steps of small decoders reach (docs/log.md, 2026-11-24)."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def forecast(config: CompareConfig) -> Forecast:
     flops = sum(shape.training_flops(tokens, config.context) for shape in shapes)
     logits = config.batch * config.context * USUAL_VOCABULARY * 16
     return Forecast(
-        seconds=flops / (0.2 * matmul_flops()) + 20 * len(shapes),
+        seconds=flops / (EAGER_SHARE * matmul_flops()) + 20 * len(shapes),
         memory_bytes=1_000_000_000 + logits + 20 * max(shape.parameters for shape in shapes),
         disk_bytes=48 * max(shape.parameters for shape in shapes) + 1_000_000 * len(shapes),
     )
