@@ -18,11 +18,11 @@ from wenfang.train.optimizer import make_optimizers
 
 COMPILED_SHARE = 0.53
 """Activations of a compiled step over those of an eager one (docs/log.md, 2026-11-24)."""
-RETAINED = 1.55
+RETAINED = 1.4
 """Resident size over live tensors of an eager step whose freed memory stays with the process (docs/log.md, 2026-11-24).
 A compiled step reuses its blocks as planned."""
-COMPILER_BYTES = 50_000_000
-"""Resident size of the compiler's own modules and code."""
+CODE_BYTES = {False: 30_000_000, True: 50_000_000}
+"""Resident size of what training loads besides torch, uncompiled and compiled."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class TrainingPlan:
     @property
     def memory_bytes(self) -> int:
         """Largest resident size of the process."""
-        process = PROCESS_BYTES + COMPILER_BYTES * self.compiled
+        process = PROCESS_BYTES + CODE_BYTES[self.compiled]
         step = self.weights_bytes + self.optimizer_bytes + self.working_bytes
         slack = FRAGMENTATION if self.compiled else RETAINED
         return process + max(int(slack * step), self.weights_bytes + self.loading_bytes)
