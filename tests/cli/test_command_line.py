@@ -77,7 +77,8 @@ def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> Non
         ("rnu", "There is no command 'rnu'. Did you mean 'run'? See `wenfang --help`."),
         (
             "zzz",
-            "There is no command 'zzz'. Known are run, chat, serve, studio, model, engine, tiny. See `wenfang --help`.",
+            "There is no command 'zzz'. Known are run, chat, serve, studio, model, engine, metrics, tiny. "
+            "See `wenfang --help`.",
         ),
         ("run", "RECIPE needs a value. See `wenfang run --help`."),
         ("run poet.yaml --dry", "There is no option '--dry'. Did you mean '--dry-run'? See `wenfang run --help`."),

@@ -91,6 +91,8 @@ def _add_rooms(app: App) -> None:
     app.command("wenfang.cli.model:model", name="model", help=about_model, sort_key=9)
     about_engine = say(zh="看文字如何生成。", en="Look into how text is generated.")
     app.command("wenfang.cli.engine:engine", name="engine", help=about_engine, sort_key=9)
+    about_metrics = say(zh="把訓練的數值交給其他程式。", en="Hand what training measured to other programs.")
+    app.command("wenfang.cli.metrics:metrics", name="metrics", help=about_metrics, sort_key=9)
     about = {
         "data": say(zh="把文字整理成語料。", en="Turn text into a corpus."),
         "tokenizer": say(zh="訓練分詞器。", en="Train a tokenizer."),
