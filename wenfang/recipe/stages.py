@@ -108,6 +108,14 @@ _TABLE = (
         version=1,
     ),
     Stage(
+        name="train.extend-context",
+        kind="model",
+        config="wenfang.train.config:ExtendContextConfig",
+        run="wenfang.train.extend_context:run",
+        forecast="wenfang.train.forecast:forecast_extend_context",
+        version=1,
+    ),
+    Stage(
         name="train.merge-adapter",
         kind="model",
         config="wenfang.train.config:MergeAdapterConfig",

@@ -175,6 +175,16 @@ class SftConfig(TrainConfig):
     """What to do with a conversation longer than the context."""
 
 
+class ExtendContextConfig(TrainConfig):
+    """Teach a model with rotary positions to read further, by YaRN."""
+
+    corpus: Corpus
+    """Its texts stand one after another in rows of `context`, and see each other."""
+    model: ModelFolder
+    context: int = Field(gt=1)
+    """Tokens that the model is to read; two to sixteen times what it reads now is usual."""
+
+
 class MergeAdapterConfig(Config):
     """Merge a PEFT adapter into its model, for engines that know no adapters."""
 

@@ -7,7 +7,7 @@ from wenfang.core.forecast import Forecast
 from wenfang.core.hardware import matmul_flops
 from wenfang.model.config import DecoderConfig
 from wenfang.model.parts import RetroConfig
-from wenfang.train.config import PretrainConfig, SftConfig, TrainConfig
+from wenfang.train.config import ExtendContextConfig, PretrainConfig, SftConfig, TrainConfig
 
 COMPILE_S = 40.0
 """Seconds of compilation before the first step, on two cores with an empty cache."""
@@ -40,6 +40,11 @@ def forecast_sft(config: SftConfig) -> Forecast:
         return _forecast(config, shape)
     # Frozen weights have no gradient, moments or copy in a checkpoint; the dense ones are there before and after.
     return _forecast(config, shape, bytes_per_weight=4 * 2)
+
+
+def forecast_extend_context(config: ExtendContextConfig) -> Forecast:
+    """Time, peak memory and disk of context extension."""
+    return _forecast(config, _shape(config.model))
 
 
 def _shape(folder: Path) -> DecoderConfig:
