@@ -122,7 +122,7 @@ def test_a_dry_run_tells_and_does_nothing(tiny: Path, capsys: pytest.CaptureFixt
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert rows[2] == ["base", "tiny.model", "to", "run", "1", "min", "30", "s", "1.0", "MB", "0.0", "MB"]
     assert not (tiny / "runs").exists()
-    said = _said(capsys, "run", "poet.yaml", "base.memory_bytes=1000000000000000000", "--dry-run", code=1)
+    said = _said(capsys, "run", "poet.yaml", "base.memory_bytes=1000000000000000000", "--dry-run", code=2)
     assert said.startswith("base needs about 1,000,000,000.0 GB of memory")
 
 

@@ -10,9 +10,9 @@ def test_bad_input_is_code_2_and_the_rest_code_1() -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, WenfangError)]
     assert {kind.__name__: kind.exit_code for kind in kinds} == {
         "WenfangError": 1,
-        "CapacityError": 1,
         "BusyError": 1,
         "InputError": 2,
+        "CapacityError": 2,
         "RecipeError": 2,
         "DataError": 2,
         "TokenizerError": 2,

@@ -36,7 +36,7 @@ class PortError(InputError):
     """An address the server cannot listen on."""
 
 
-class CapacityError(WenfangError):
+class CapacityError(InputError):
     """Work that this machine has not the memory or the disk for."""
 
 

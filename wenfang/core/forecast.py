@@ -16,3 +16,5 @@ class Forecast:
     """Largest resident size of the process."""
     disk_bytes: int
     """Space its output takes, checkpoints of a run in progress included."""
+    lower: tuple[str, ...] = ()
+    """The options that decide the memory, as `name=value`, in the order in which to lower them."""

@@ -24,11 +24,12 @@ def check_capacity(forecasts: Mapping[str, Forecast], folder: Path) -> None:
     for name, forecast in forecasts.items():
         if forecast.memory_bytes > memory:
             needed, has = size(forecast.memory_bytes), size(memory)
+            options = ", ".join(forecast.lower) or say(zh="模型或批次", en="the model's size or the batch")
             raise CapacityError(
                 say(
-                    zh=f"{name} 約需 {needed} 記憶體，這台機器有 {has}。請縮小模型或批次，或換較大的機器。",
+                    zh=f"{name} 約需 {needed} 記憶體，這台機器有 {has}。請調小 {options}，或換較大的機器。",
                     en=f"{name} needs about {needed} of memory; this machine has {has}. "
-                    "Make the model or the batch smaller, or use a larger machine.",
+                    f"Lower {options}, or use a larger machine.",
                 )
             )
     disk, free = sum(forecast.disk_bytes for forecast in forecasts.values()), free_disk_bytes(folder)

@@ -4,15 +4,17 @@ import json
 from pathlib import Path
 
 from wenfang.core.forecast import Forecast
-from wenfang.core.hardware import matmul_flops
+from wenfang.core.hardware import detect, matmul_flops
 from wenfang.model.config import DecoderConfig
 from wenfang.model.parts import RetroConfig
-from wenfang.train.config import ExtendContextConfig, PretrainConfig, SftConfig, TrainConfig
+from wenfang.train.config import AdapterConfig, ExtendContextConfig, PretrainConfig, SftConfig, TrainConfig
 
 COMPILE_S = 40.0
 """Seconds of compilation before the first step, on two cores with an empty cache."""
 EFFICIENCY = 0.55
 """Share of a plain matrix product's speed that whole training steps reach (docs/log.md, 2026-11-23)."""
+READING_BYTES = 100_000_000
+"""Resident size of what reads and packs a corpus (pyarrow, tokenizers, arrays), a usual one included."""
 USUAL_VOCABULARY = 8192
 """Assumed where the tokenizer does not exist yet; the error is a few per cent of the time."""
 
@@ -28,6 +30,7 @@ def forecast_pretrain(config: PretrainConfig) -> Forecast:
         vocab_size=vocab_size,
         context=config.context,
         retro=retro,
+        tie_embeddings=config.tie_embeddings,
         **{name: getattr(config, name) for name in ("dim", "layers", "heads", "kv_heads", "head_dim", "hidden")},
     )
     return _forecast(config, shape)
@@ -35,11 +38,7 @@ def forecast_pretrain(config: PretrainConfig) -> Forecast:
 
 def forecast_sft(config: SftConfig) -> Forecast:
     """Time, peak memory and disk of fine-tuning; of a usual small model where the base does not exist yet."""
-    shape = _shape(config.model)
-    if config.adapter.method == "full":
-        return _forecast(config, shape)
-    # Frozen weights have no gradient, moments or copy in a checkpoint; the dense ones are there before and after.
-    return _forecast(config, shape, bytes_per_weight=4 * 2)
+    return _forecast(config, _shape(config.model), config.adapter)
 
 
 def forecast_extend_context(config: ExtendContextConfig) -> Forecast:
@@ -58,17 +57,31 @@ def _shape(folder: Path) -> DecoderConfig:
         return DecoderConfig(vocab_size=USUAL_VOCABULARY)
 
 
-def _forecast(config: TrainConfig, shape: DecoderConfig, *, bytes_per_weight: int = 4 * 5) -> Forecast:
-    """`bytes_per_weight`: by default fp32 weights, gradients, two moments and the copy being written."""
-    positions = config.batch * config.context
-    flops = shape.training_flops(config.steps * config.accumulate * positions, config.context)
-    logits = positions * shape.vocab_size * 10  # bf16 logits, fp32 softmax and its gradient
-    activations = positions * shape.layers * (shape.dim * 24 + shape.hidden * 12 + shape.heads * config.context * 8)
-    weights = shape.parameters * bytes_per_weight
+def _forecast(config: TrainConfig, shape: DecoderConfig, adapter: AdapterConfig | None = None) -> Forecast:
+    """Memory by the plan of one step, with what a whole run has beside it; time by the arithmetic."""
+    from wenfang.train.objective import activation_dtype
+    from wenfang.train.plan import plan_training
+
+    compiled = config.compile and detect().compiler
+    plan = plan_training(
+        shape,
+        batch=config.batch,
+        context=config.context,
+        adapter=adapter,
+        optimizer=config.optimizer,
+        dtype=str(activation_dtype(config)).removeprefix("torch."),
+        compiled=compiled,
+    )
+    trained = 4 * plan.trained_parameters
+    checkpoint = trained + plan.optimizer_bytes
+    summed = trained if config.accumulate > 1 else 0  # Gradients stay while the next batch makes its activations.
+    flops = shape.training_flops(config.steps * config.accumulate * config.batch * config.context, config.context)
+    sizes = {name: getattr(config, name, 0) for name in ("batch", "context", "layers", "dim")}
     return Forecast(
-        seconds=COMPILE_S * config.compile + flops / (EFFICIENCY * matmul_flops()),
-        memory_bytes=int(0.7e9 + logits + activations + weights),
-        disk_bytes=shape.parameters * (4 + 12 * (config.keep_checkpoints + 2)),
+        lower=tuple(f"{name}={value}" for name, value in sizes.items() if value > 1),
+        seconds=COMPILE_S * compiled + flops / (EFFICIENCY * matmul_flops()),
+        memory_bytes=plan.memory_bytes + checkpoint + summed + READING_BYTES,
+        disk_bytes=4 * shape.parameters + checkpoint * (config.keep_checkpoints + 2),
     )
 
 

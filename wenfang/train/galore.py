@@ -54,7 +54,7 @@ class GaLore(Optimizer):
         state = self.state[weight]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.int64)
-        if int(state["step"]) % group["refresh"] == 0:
+        if "basis" not in state or int(state["step"]) % group["refresh"] == 0:
             state["basis"] = _leading(tall, group["rank"])
         state["step"] += 1
         low = tall @ state["basis"]
