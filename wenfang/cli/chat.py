@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from wenfang.cli.speculation import Ahead, Draft, LookupTokens, speculation
+from wenfang.cli.weights import Quantize
 from wenfang.core.errors import InputError
 from wenfang.core.language import language, say
 
@@ -54,6 +55,7 @@ def chat(
     draft: Draft = None,
     lookup: LookupTokens = None,
     look_ahead: Ahead = False,
+    quantize: Quantize = None,
 ) -> None:
     """Talk with a model in the terminal. Ctrl-C stops a reply, Ctrl-D or /quit leaves."""
     from wenfang.engine import Engine, SamplingParams
@@ -63,7 +65,7 @@ def chat(
     if once is not None:
         _check_text(once)
     guesser = speculation(draft, lookup, look_ahead)
-    engine = Engine.load(find_model(model).model, speculation=guesser)
+    engine = Engine.load(find_model(model).model, speculation=guesser, quantize=quantize)
     with contextlib.closing(engine):
         if once is None:
             _converse(engine, params, remember=remember)

@@ -8,6 +8,7 @@ from cyclopts import App, Parameter
 
 from wenfang.cli.groups import arguments_group, commands_group, options_group
 from wenfang.cli.speculation import Ahead, Draft, LookupTokens, speculation
+from wenfang.cli.weights import Quantize
 from wenfang.core.language import say
 from wenfang.core.report import Reporter
 
@@ -63,6 +64,7 @@ def run(
     draft: Draft = None,
     lookup: LookupTokens = None,
     look_ahead: Ahead = False,
+    quantize: Quantize = None,
     keys: Annotated[Path | None, Parameter(help=_KEYS)] = None,
     drain_s: Annotated[int, Parameter(help=_DRAIN)] = 30,
 ) -> None:
@@ -74,7 +76,8 @@ def run(
     with claim_port(host, port) as listener:  # Before the model is loaded, so that a clash shows at once.
         from wenfang.engine import Engine
 
-        engine = Engine.load(found.model, speculation=speculation(draft, lookup, look_ahead))
+        guesser = speculation(draft, lookup, look_ahead)
+        engine = Engine.load(found.model, speculation=guesser, quantize=quantize)
         engine.name = found.name
         report = Reporter()
         if ring is None:

@@ -25,6 +25,7 @@ from wenfang.engine.stream import Stream
 from wenfang.engine.text import TextStream, continuation
 from wenfang.grammar import GrammarCompiler
 from wenfang.model import Decoder, load_model
+from wenfang.model.quantized import Quantization, load_quantized
 from wenfang.tokenizer import Tokenizer
 
 SearchParams = BeamParams | ContrastiveParams
@@ -73,13 +74,20 @@ class Engine:
         self._thread.start()
 
     @classmethod
-    def load(cls, folder: Path, *, max_batch: int = 32, speculation: Speculation | None = None) -> "Engine":
-        """Open a model folder or GGUF file.
+    def load(
+        cls,
+        folder: Path,
+        *,
+        max_batch: int = 32,
+        speculation: Speculation | None = None,
+        quantize: Quantization | None = None,
+    ) -> "Engine":
+        """Open a model folder or GGUF file; with `quantize`, its projections in that many bits.
 
         Raises:
             InputError, ModelError, TokenizerError: the folder or a file in it cannot be used.
         """
-        model = load_model(folder)
+        model = load_model(folder) if quantize is None else load_quantized(folder, quantize)
         tokenizer = load_tokenizer(folder, model_vocab_size=model.config.vocab_size)
         return cls(model, tokenizer, name=folder.resolve().name, max_batch=max_batch, speculation=speculation)
 

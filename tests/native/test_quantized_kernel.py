@@ -1,0 +1,97 @@
+"""The kernel against the exact product of what its codes stand for, in fp64."""
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from wenfang.native import quantized
+from wenfang.native.quantized import Bits, linear, pack, unpack
+
+needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
+
+
+def _largest_error(bits: Bits, N: int, inputs: int, outputs: int) -> float:
+    """Distance from the exact product, in units of the result's rounding to bf16 plus that of x to 15 bits."""
+    torch.manual_seed(N)
+    weight = pack(torch.randn(outputs, inputs) * torch.rand(outputs, 1), bits)
+    x = (torch.randn(N, inputs) * 10 ** torch.randn(N, 1)).bfloat16()
+    dense = unpack(weight).double()
+    exact = x.double() @ dense.T
+    step = x.double().abs().amax(1, keepdim=True) / (127 * 128)
+    allowed = exact.abs() * 2**-8 + step / 2 * dense.abs().sum(1) + 1e-5 * x.double().abs() @ dense.abs().T
+    return float(((linear(x, weight).double() - exact).abs() / allowed).max())
+
+
+@needs_compiler
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(
+    ("N", "inputs", "outputs"),
+    [(1, 64, 16), (1, 576, 192), (3, 33, 17), (8, 31, 5), (15, 100, 47), (20, 1, 1), (33, 640, 100)],
+)
+def test_products_are_those_of_the_dequantised_weight(bits: Bits, N: int, inputs: int, outputs: int) -> None:
+    assert _largest_error(bits, N, inputs, outputs) <= 1
+
+
+@needs_compiler
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_row_is_the_same_in_any_company(bits: Bits) -> None:
+    torch.manual_seed(0)
+    weight, x = pack(torch.randn(80, 200), bits), torch.randn(29, 200).bfloat16()
+    whole = linear(x, weight)
+    for n in range(1, 29):
+        assert torch.equal(linear(x[:n], weight), whole[:n])
+        assert torch.equal(linear(x[n:], weight), whole[n:])
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_codes_are_within_half_a_step_of_the_weight(bits: Bits) -> None:
+    weight = torch.linspace(-3, 5, 40 * 96).view(40, 96)
+    range_ = weight.abs().amax(1, keepdim=True) / 127 if bits == 8 else (weight.max() - weight.min()) / 40 / 3 / 15
+    # The ends of four bits' range are bf16, which moves every level of a group by up to 2⁻⁹ of them.
+    slack = 0 if bits == 8 else 5 * 2**-8
+    assert ((unpack(pack(weight, bits)) - weight).abs() <= range_ / 2 * 1.001 + slack).all()
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_zeros_and_the_largest_numbers_stay_what_they_are(bits: Bits) -> None:
+    weight = torch.zeros(16, 32)
+    assert torch.equal(unpack(pack(weight, bits)), weight)
+    assert (linear(torch.full((1, 32), 3e38).bfloat16(), pack(weight, bits)) == 0).all()
+    assert (linear(torch.zeros(1, 32).bfloat16(), pack(torch.ones(16, 32), bits)) == 0).all()
+
+
+@needs_compiler
+@pytest.mark.parametrize("processor", ["haswell", "x86-64"])
+def test_processors_without_these_instructions_compute_the_same(
+    processor: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AVX2 runs wherever AVX512 does; plain C++ runs everywhere."""
+    if processor == "haswell" and "avx2" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("needs AVX2")
+    torch.manual_seed(0)
+    weights = [pack(torch.randn(40, 100), bits) for bits in (8, 4)]
+    x = torch.randn(11, 100).bfloat16()
+    native = [linear(x, weight) for weight in weights]
+    made = tmp_path / "kernel.so"
+    command = ["g++", "-O2", f"-march={processor}", "-std=c++17", "-fopenmp", "-shared", "-fPIC"]
+    subprocess.run([*command, str(quantized.SOURCE), "-o", str(made)], check=True, capture_output=True)
+    library = ctypes.CDLL(str(made))
+    monkeypatch.setattr(quantized, "_library", lambda: library)
+    for weight, expected in zip(weights, native, strict=True):
+        # Fused multiply-adds may move the last bit before rounding to bf16.
+        torch.testing.assert_close(linear(x, weight), expected, rtol=2**-7, atol=1e-3)
+
+
+def test_without_a_compiler_torch_multiplies_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantized, "load", lambda source: None)
+    quantized._library.cache_clear()
+    weight, x = pack(torch.randn(20, 40), 8), torch.randn(3, 40)
+    with pytest.warns(RuntimeWarning, match=r"g\+\+"):
+        y = linear(x, weight)
+    torch.testing.assert_close(y, x @ unpack(weight).T)
+    linear(x, weight)  # A second warning would fail here.
+    quantized._library.cache_clear()

@@ -1,0 +1,102 @@
+"""A decoder whose projections rest in eight or four bits, for generation on the CPU."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from wenfang.core.errors import ModelError
+from wenfang.core.language import say
+from wenfang.model.config import DecoderConfig
+from wenfang.model.decoder import Decoder
+from wenfang.model.folder import load_config, load_model
+from wenfang.model.linear import Linear
+from wenfang.native.quantized import MOST_INPUTS, Bits, PackedWeight, linear, pack, unpack
+
+Quantization = Literal["int8", "int4"]
+BITS: dict[Quantization, Bits] = {"int8": 8, "int4": 4}
+
+
+class QuantizedLinear(nn.Module):
+    """x · Wᵀ + b with W in eight bits and a scale per output, or four bits with scale and minimum per 32 inputs.
+
+    Args:
+        base: the projection in floating point, which is not kept.
+        bits: of a weight.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    bias: Tensor | None
+
+    def __init__(self, base: Linear, bits: Bits) -> None:
+        super().__init__()
+        packed = pack(base.weight, bits)
+        self.bits, self.in_features, self.out_features = packed.bits, packed.inputs, packed.outputs
+        self.register_buffer("codes", packed.codes)
+        self.register_buffer("scales", packed.scales)
+        self.register_buffer("bias", None if base.bias is None else base.bias.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = linear(x, self._packed)
+        return y if self.bias is None else y + self.bias.to(x.dtype)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight_OI in fp32 that the codes stand for, made anew."""
+        return unpack(self._packed)
+
+    @property
+    def _packed(self) -> PackedWeight:
+        return PackedWeight(self.bits, self.out_features, self.in_features, self.codes, self.scales)
+
+
+@torch.no_grad()
+def quantize(model: Decoder, quantization: Quantization) -> Decoder:
+    """Replace every projection of `model` in place; the rest becomes bf16. With `int4` the output projection is kept in
+    eight bits, as it suffers most. A tied embedding stays as well, for looking tokens up.
+
+    Raises:
+        ModelError: the model has experts, latent attention or recurrent layers, whose weights are not all projections.
+    """
+    check_quantizable(model.config)
+    model.to(torch.bfloat16)
+    projections = [(name, module) for name, module in model.named_modules() if isinstance(module, Linear)]
+    for name, module in projections:
+        parent, _, child = name.rpartition(".")
+        bits = 8 if name == "lm_head" else BITS[quantization]
+        setattr(model.get_submodule(parent), child, QuantizedLinear(module, bits))
+    return model
+
+
+def load_quantized(path: Path, quantization: Quantization) -> Decoder:
+    """Open a model folder or GGUF file and quantise it.
+
+    Raises:
+        InputError, ModelError: as `load_model` and `quantize`.
+    """
+    check_quantizable(load_config(path))
+    return quantize(load_model(path), quantization)
+
+
+def check_quantizable(config: DecoderConfig) -> None:
+    """Refuse what `quantize` cannot hold, before any weight is read.
+
+    Raises:
+        ModelError: as `quantize`.
+    """
+    parts = {
+        say(zh="專家混合", en="experts"): config.moe is not None,
+        say(zh="潛在注意力", en="latent attention"): config.mla is not None,
+        say(zh="遞迴層", en="recurrent layers"): config.token_shift or len(config.attention_layers) < config.layers,
+        say(zh="過寬的投影", en="projections too wide"): max(config.hidden, config.dim) > MOST_INPUTS,
+    }
+    if found := [part for part, there in parts.items() if there]:
+        named = say(zh="、", en=", ").join(found)
+        raise ModelError(
+            say(
+                zh=f"這個模型有{named}，還不能量化。請不用 `quantize` 開啟。",
+                en=f"This model has {named} and cannot be quantised yet. Open it without `quantize`.",
+            )
+        )
