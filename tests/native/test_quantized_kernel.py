@@ -3,6 +3,7 @@
 import ctypes
 import shutil
 import subprocess
+import warnings
 from pathlib import Path
 
 import pytest
@@ -93,5 +94,7 @@ def test_without_a_compiler_torch_multiplies_and_says_so_once(monkeypatch: pytes
     with pytest.warns(RuntimeWarning, match=r"g\+\+"):
         y = linear(x, weight)
     torch.testing.assert_close(y, x @ unpack(weight).T)
-    linear(x, weight)  # A second warning would fail here.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        linear(x, weight)
     quantized._library.cache_clear()
