@@ -1,31 +1,26 @@
 """`wenfang chat`: talk with a model in the terminal."""
 
-import contextlib
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter
 from rich.console import Console
 
+from wenfang.cli.orders import Conversation, obey
+from wenfang.cli.questions import check_text, questions
 from wenfang.cli.speculation import Ahead, Draft, LookupTokens, speculation
+from wenfang.cli.talker import Piece, Talker, open_talker
 from wenfang.cli.weights import Quantize
 from wenfang.core.errors import InputError
 from wenfang.core.language import language, say
 
-if TYPE_CHECKING:
-    from wenfang.engine import Delta, Engine, SamplingParams
-
-PROMPT = "› "
 CONTROLS = dict.fromkeys({*range(0x20), *range(0x7F, 0xA0)} - {ord("\n"), ord("\t")}, "\ufffd")
-QUIT = ("/quit", "/exit", "/離開")
 
 _MODEL = say(
-    zh="模型資料夾、GGUF 檔，或含有模型的執行結果（runs/…）。",
-    en="A model folder, a GGUF file, or a run that made a model (runs/…).",
+    zh="模型資料夾、GGUF 檔、含有模型的執行結果（runs/…），或伺服器的網址（http://…）。",
+    en="A model folder, a GGUF file, a run that made a model (runs/…), or a server's address (http://…).",
 )
 _ONCE = say(zh="只問這一句，把回覆印到標準輸出。", en="Ask only this and print the reply to standard output.")
 _TEMPERATURE = say(
@@ -42,11 +37,15 @@ _REMEMBER = say(
 )
 
 
+_SYSTEM = say(zh="先告訴模型的話。", en="What the model is told before everything else.")
+
+
 def chat(
-    model: Annotated[Path, Parameter(help=_MODEL)],
+    model: Annotated[str | Path, Parameter(help=_MODEL)],
     /,
     *,
     once: Annotated[str | None, Parameter(help=_ONCE)] = None,
+    system: Annotated[str, Parameter(help=_SYSTEM)] = "",
     temperature: Annotated[float, Parameter(help=_TEMPERATURE)] = 1.0,
     top_p: Annotated[float, Parameter(help=_TOP_P)] = 0.95,
     max_tokens: Annotated[int | None, Parameter(help=_MAX_TOKENS)] = None,
@@ -57,115 +56,64 @@ def chat(
     look_ahead: Ahead = False,
     quantize: Quantize = None,
 ) -> None:
-    """Talk with a model in the terminal. Ctrl-C stops a reply, Ctrl-D or /quit leaves."""
-    from wenfang.engine import Engine, SamplingParams
-    from wenfang.studio import find_model
-
-    params = SamplingParams(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
+    """Talk with a model in the terminal. Ctrl-C stops a reply, Ctrl-D or /quit leaves, /help lists more."""
     if once is not None:
-        _check_text(once)
-    guesser = speculation(draft, lookup, look_ahead)
-    engine = Engine.load(find_model(model).model, speculation=guesser, quantize=quantize)
-    with contextlib.closing(engine):
+        check_text(once)
+    talk = Conversation(system, temperature, top_p, max_tokens, seed, remember=remember)
+    guesser = speculation(draft, lookup, look_ahead) if draft or lookup is not None or look_ahead else None
+    with open_talker(str(model), talk, speculation=guesser, quantize=quantize) as talker:
         if once is None:
-            _converse(engine, params, remember=remember)
+            _converse(talker, talk)
             return
-        for delta in _reply(engine, params, [], once):
-            _show(delta.text)
+        for piece in talker.reply(talk, once):
+            _show(piece.text)
         print()
 
 
-def _converse(engine: "Engine", params: "SamplingParams", *, remember: bool) -> None:
+def _converse(talker: Talker, talk: Conversation) -> None:
     """Read questions and write replies until the input ends. Figures and verdicts go to standard error."""
-    from wenfang.studio.verse import read_sheet, verdict_line
-    from wenfang.studio.words import Words
-
-    console, words = Console(stderr=True, highlight=False), Words(language())
-    earlier: list[tuple[str, str]] = []
-    for turn, question in enumerate(_questions()):
-        asked = replace(params, seed=None if params.seed is None else params.seed + turn)
-        started, answer, tokens, guesses = time.monotonic(), "", 0, ""
+    console = Console(stderr=True, highlight=False)
+    for question in questions():
         try:
-            for delta in _reply(engine, asked, earlier if remember else [], question):
-                _show(delta.text)
-                answer += delta.text
-                tokens = delta.completion_tokens
-                guesses = _guesses(delta)
-            print()
+            if question.startswith("/"):
+                console.print(obey(talk, question), markup=False, soft_wrap=True)
+                continue
+            _answer(talker, talk, question, console)
         except KeyboardInterrupt:
             print()
             console.print(say(zh="（已停筆）", en="(stopped)"), style="dim")
-            continue
         except InputError as error:  # Such as a question longer than the context: the next one may do.
             console.print(str(error), style="red", markup=False)
-            continue
-        earlier.append((question, answer))
-        speed = tokens / max(time.monotonic() - started, 1e-9)
-        notes = [words("speed", tokens=tokens, speed=speed) + guesses]
-        if (sheet := read_sheet(question, answer)) is not None:
-            notes.insert(0, verdict_line(sheet, words))
-        console.print("\n".join(notes), style="dim", markup=False, soft_wrap=True)
 
 
-def _guesses(delta: "Delta") -> str:
+def _answer(talker: Talker, talk: Conversation, question: str, console: Console) -> None:
+    from wenfang.studio.verse import read_sheet, verdict_line
+    from wenfang.studio.words import Words
+
+    words = Words(language())
+    started, answer, tokens, guesses = time.monotonic(), "", 0, ""
+    for piece in talker.reply(talk, question):
+        _show(piece.text)
+        answer += piece.text
+        tokens, guesses = piece.tokens, _guesses(piece)
+    print()
+    talk.turns.append((question, answer))
+    speed = tokens / max(time.monotonic() - started, 1e-9)
+    notes = [words("speed", tokens=tokens, speed=speed) + guesses]
+    if (sheet := read_sheet(question, answer)) is not None:
+        notes.insert(0, verdict_line(sheet, words))
+    console.print("\n".join(notes), style="dim", markup=False, soft_wrap=True)
+
+
+def _guesses(piece: Piece) -> str:
     """How well speculation went, where there was any."""
-    if not delta.drafted:
+    if not piece.drafted:
         return ""
     return say(
-        zh=f"，猜 {delta.drafted} 中 {delta.accepted}", en=f", {delta.accepted} of {delta.drafted} guesses right"
+        zh=f"，猜 {piece.drafted} 中 {piece.accepted}", en=f", {piece.accepted} of {piece.drafted} guesses right"
     )
-
-
-def _reply(
-    engine: "Engine", params: "SamplingParams", earlier: list[tuple[str, str]], question: str
-) -> Iterator["Delta"]:
-    from wenfang.studio.prompt import fit_prompt
-
-    return engine.stream(fit_prompt(engine, earlier, question), params)
 
 
 def _show(text: str) -> None:
     """Print a piece of a reply; on a terminal without control codes, which a model could use to rewrite the screen."""
     print(text.translate(CONTROLS) if sys.stdout.isatty() else text, end="", flush=True)
-
-
-def _questions() -> Iterator[str]:
-    """Lines a person types, blank ones left out. Ends with the input, a word such as /quit, or Ctrl-C."""
-    if sys.stdin.isatty():
-        with contextlib.suppress(ImportError):  # Line editing that knows wide characters; not on every system.
-            import readline  # noqa: F401
-    while True:
-        try:
-            line = input(PROMPT if sys.stdin.isatty() else "").strip()
-            _check_text(line)
-        except (EOFError, KeyboardInterrupt):
-            if sys.stdin.isatty():
-                print()
-            return
-        except UnicodeDecodeError:
-            raise _not_utf8() from None
-        if line in QUIT:
-            return
-        if line:
-            yield line
-
-
-def _check_text(text: str) -> None:
-    """Refuse bytes that the terminal passed on without being text.
-
-    Raises:
-        InputError: `text` is not valid Unicode.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise _not_utf8() from None
-
-
-def _not_utf8() -> InputError:
-    return InputError(
-        say(
-            zh="輸入的文字不是 UTF-8。請把終端機或檔案改為 UTF-8。",
-            en="The text is not UTF-8. Set the terminal, or save the file, to UTF-8.",
-        )
-    )

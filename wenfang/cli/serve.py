@@ -20,6 +20,14 @@ _HOST = say(
     zh="聆聽的位址；0.0.0.0 會對整個網路開放，請加 --keys。",
     en="Address to listen on; 0.0.0.0 opens it to the whole network: add --keys.",
 )
+_MORE = say(zh="更多模型；有人用到時才載入。", en="More models, loaded when somebody asks for them.")
+_ADAPTER = say(
+    zh="第一個模型的轉接器：--adapter.名字 資料夾。", en="An adapter on the first model: --adapter.NAME FOLDER."
+)
+_MEMORY = say(
+    zh="模型權重最多共占多少 GB 記憶體；不夠時先放掉閒置的。",
+    en="Most memory for the weights of all models, in GB; idle ones are let go when others need room.",
+)
 _KEYS = say(
     zh="API 金鑰檔；有它就只接受其中的金鑰。用 `wenfang serve key new` 建立。",
     en="File of API keys; only these are accepted then. Made by `wenfang serve key new`.",
@@ -58,7 +66,7 @@ serve.command(key)
 def run(
     model: Annotated[Path, Parameter(help=_MODEL)],
     /,
-    *,
+    *more: Annotated[Path, Parameter(help=_MORE)],
     host: Annotated[str, Parameter(help=_HOST)] = "127.0.0.1",
     port: Annotated[int, Parameter(help=_PORT)] = 8000,
     draft: Draft = None,
@@ -66,29 +74,35 @@ def run(
     look_ahead: Ahead = False,
     quantize: Quantize = None,
     keys: Annotated[Path | None, Parameter(help=_KEYS)] = None,
+    adapter: Annotated[dict[str, Path] | None, Parameter(help=_ADAPTER)] = None,
+    memory_gb: Annotated[float | None, Parameter(help=_MEMORY)] = None,
     drain_s: Annotated[int, Parameter(help=_DRAIN)] = 30,
 ) -> None:
-    """Serve a model behind an OpenAI-compatible API until Ctrl-C."""
-    from wenfang.serve import claim_port, create_app, load_keys, run_server, url_of
+    """Serve models behind an OpenAI-compatible API until Ctrl-C."""
+    from wenfang.serve import Metrics, ModelPool, Source, claim_port, create_app_for, load_keys, run_server, url_of
     from wenfang.studio import find_model
 
-    found, ring = find_model(model), None if keys is None else load_keys(keys)
+    first, *others = [find_model(path) for path in (model, *more)]
+    guesser = speculation(draft, lookup, look_ahead) if draft or lookup is not None or look_ahead else None
+    sources = [
+        Source(first.name, first.model, adapter or {}, guesser, quantize),
+        *(Source(other.name, other.model, quantize=quantize) for other in others),
+    ]
+    ring, metrics = None if keys is None else load_keys(keys), Metrics()
+    budget = None if memory_gb is None else int(memory_gb * 1e9)
     with claim_port(host, port) as listener:  # Before the model is loaded, so that a clash shows at once.
-        from wenfang.engine import Engine
-
-        guesser = speculation(draft, lookup, look_ahead)
-        engine = Engine.load(found.model, speculation=guesser, quantize=quantize)
-        engine.name = found.name
+        pool = ModelPool(sources, memory_bytes=budget, meter=metrics)
+        pool.load(first.name)
         report = Reporter()
         if ring is None:
             warn_if_open(host, report)
         url = url_of(listener)
         ready = say(
-            zh=f"模型 {engine.name} 已就緒：base_url={url}/v1（Ctrl-C 結束）",
-            en=f"The model {engine.name} is ready: base_url={url}/v1 (Ctrl-C ends)",
+            zh=f"模型 {first.name} 已就緒：base_url={url}/v1（Ctrl-C 結束）",
+            en=f"The model {first.name} is ready: base_url={url}/v1 (Ctrl-C ends)",
         )
-        with contextlib.closing(engine):
-            app = create_app(engine, host=host, keys=ring)
+        with contextlib.closing(pool):
+            app = create_app_for(pool, metrics=metrics, host=host, keys=ring)
             run_server(app, listener, on_ready=lambda: report.notice(ready), drain_s=drain_s)
 
 

@@ -11,13 +11,18 @@ from wenfang.serve.dispatch import Dispatcher, Generation
 from wenfang.serve.errors import EngineFailure, Overloaded
 from wenfang.serve.keys import load_keys, new_key
 from wenfang.serve.listen import claim_port, run_server, url_of
+from wenfang.serve.metrics import Metrics
+from wenfang.serve.pool import ModelPool, Source
 
 __all__ = [
     "Allowance",
     "Dispatcher",
     "EngineFailure",
     "Generation",
+    "Metrics",
+    "ModelPool",
     "Overloaded",
+    "Source",
     "claim_port",
     "create_app",
     "create_app_for",

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
+from starlette.routing import Route as StarletteRoute
 
 from wenfang.core.errors import WenfangError
 from wenfang.core.language import say
@@ -26,7 +28,7 @@ from wenfang.serve.routes import ROUTES
 if TYPE_CHECKING:
     from wenfang.engine import Engine
 
-ALL_METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+ALL_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
 
 
 def create_app(
@@ -62,7 +64,7 @@ def create_app_for(
         models.close()
 
     metrics.watch(models.loaded)
-    desk = Desk(models, limits, metrics)
+    desk = Desk(models, limits, metrics, locked=keys is not None)
     # Swagger's pages would load scripts from a CDN.
     app = FastAPI(title="Wenfang", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.add_middleware(Gate, keys=keys, limits=limits, observe=metrics.answered)
@@ -86,13 +88,14 @@ def _endpoint(route: Route, desk: Desk) -> Callable[[Request], Awaitable[Respons
 
 async def _unknown(request: Request) -> Response:
     """Any other address below ours, or another method."""
-    path = request.url.path[:200]
-    allowed = sorted({route.method for route in ROUTES if route.path == path})
+    path, allowed = request.url.path[:200], set[str]()
+    for route in request.app.routes:
+        if isinstance(route, StarletteRoute) and route.matches(request.scope)[0] is Match.PARTIAL:
+            allowed |= route.methods or set()
     if allowed:
-        error = ApiError(
-            say(zh=f"{path} 只接受 {'、'.join(allowed)}。", en=f"{path} only takes {', '.join(allowed)}."), status=405
-        )
-        return JSONResponse(error.body(), error.status, {"Allow": ", ".join(allowed)})
+        listed = ", ".join(sorted(allowed))
+        error = ApiError(say(zh=f"{path} 只接受 {listed}。", en=f"{path} only takes {listed}."), status=405)
+        return JSONResponse(error.body(), error.status, {"Allow": listed})
     raise ApiError(
         say(zh=f"沒有 {path} 這個介面。", en=f"There is no endpoint {path}."), status=404, code="unknown_url"
     )

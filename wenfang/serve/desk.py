@@ -19,6 +19,8 @@ class Desk:
     models: Models
     limits: Limits
     metrics: Metrics
+    locked: bool
+    """Whether keys are asked for."""
 
 
 @dataclass(frozen=True)

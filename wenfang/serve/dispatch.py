@@ -181,8 +181,8 @@ class Dispatcher:
         """Begin one choice for each of `params`, all continuing the same prompt. Raises what `start_all` raises."""
         return self.start_all([(prompt, p) for p in params])
 
-    def start_all(self, jobs: Sequence[Job]) -> Generation:
-        """Begin one choice for each job.
+    def start_all(self, jobs: Sequence[Job], *, adapter: str | None = None) -> Generation:
+        """Begin one choice for each job, by the model with that adapter.
 
         Raises:
             Overloaded: too many are in progress; nothing was started.
@@ -196,7 +196,7 @@ class Dispatcher:
                     "Try again in a moment.",
                 )
             )
-        generation = self._begin(jobs)
+        generation = self._begin(jobs, adapter)
         self._running.append(generation)
         return generation
 
@@ -249,8 +249,9 @@ class Dispatcher:
         """Choices being written or waiting."""
         return sum(generation.unfinished for generation in self._running)
 
-    def _begin(self, jobs: Sequence[Job]) -> Generation:
-        calls = [functools.partial(self.engine.stream, prompt, params) for prompt, params in jobs]
+    def _begin(self, jobs: Sequence[Job], adapter: str | None = None) -> Generation:
+        chosen = {} if adapter is None else {"adapter": adapter}
+        calls = [functools.partial(self.engine.stream, prompt, params, **chosen) for prompt, params in jobs]
         return Generation(self._pool, calls, self._answered)
 
     def _answered(self, seconds: float, first: bool) -> None:

@@ -1,13 +1,13 @@
 """Which models this server offers, and the one place where a request gets hold of one."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from wenfang.core.language import say
-from wenfang.serve.dispatch import Dispatcher
+from wenfang.serve.dispatch import Dispatcher, Generation, Job
 from wenfang.serve.errors import ApiError
 
 if TYPE_CHECKING:
@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 
 class Served:
-    """A loaded model and what requests need to know about it."""
+    """A loaded model, perhaps with an adapter, and what requests need to know about it."""
 
-    def __init__(self, dispatcher: Dispatcher) -> None:
+    def __init__(self, dispatcher: Dispatcher, *, adapter: str | None = None) -> None:
         self.dispatcher = dispatcher
+        self.adapter = adapter
 
     @property
     def engine(self) -> "Engine":
@@ -28,7 +29,15 @@ class Served:
     @property
     def name(self) -> str:
         """What clients call it."""
-        return self.engine.name
+        return self.adapter or self.engine.name
+
+    def start(self, jobs: Sequence[Job]) -> Generation:
+        """Begin one choice for each job.
+
+        Raises:
+            Overloaded: too many are in progress; nothing was started.
+        """
+        return self.dispatcher.start_all(jobs, adapter=self.adapter)
 
     @cached_property
     def tokens(self) -> list[str]:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from wenfang.core.errors import InputError
 from wenfang.core.language import say
@@ -39,6 +39,17 @@ class Strict(BaseModel):
     _drop_nulls = model_validator(mode="before")(without_nulls)
 
 
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+Stops = Annotated[
+    list[Stop],
+    BeforeValidator(_listed, json_schema_input_type=Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)]),
+]
+
+
 class Sampling(Strict):
     """How tokens are chosen. Defaults draw from the model's own distribution."""
 
@@ -66,17 +77,10 @@ class Sampling(Strict):
         default={}, max_length=MAX_BIASES
     )
     """Added to the logits of these token ids."""
-    stop: list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]] = Field([], max_length=MAX_STOPS)
+    stop: Stops = Field([], max_length=MAX_STOPS)
     """Strings that end the answer and are not part of it; one may stand alone, without a list."""
     seed: int | None = Field(None, ge=0, lt=2**63 - MAX_CHOICES)
     """Same seed, same text; choice number i is drawn with seed + i."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_stop(cls, data: Any) -> Any:
-        if isinstance(data, dict) and isinstance(data.get("stop"), str):
-            data = {**data, "stop": [data["stop"]]}
-        return data
 
     def params(
         self,

@@ -101,11 +101,20 @@ class ToolCall(Strict):
         return {"type": "function", "id": self.id, "function": {"name": self.function.name, "arguments": arguments}}
 
 
+class TextPart(Strict):
+    """A piece of a message's text."""
+
+    type: Literal["text"]
+    text: str
+
+
 class Message(Strict):
     """One turn of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[str | None, BeforeValidator(_joined_text)] = None
+    content: Annotated[
+        str | None, BeforeValidator(_joined_text, json_schema_input_type=str | list[TextPart] | None)
+    ] = None
     """Text, or a list of text parts."""
     tool_calls: list[ToolCall] = Field([], max_length=MAX_TOOLS)
     tool_call_id: str | None = None

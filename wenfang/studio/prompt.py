@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from wenfang.tokenizer.tokenizer import Message
 
 
-def fit_prompt(engine: "Engine", earlier: Sequence[tuple[str, str]], question: str) -> list[int]:
+def fit_prompt(engine: "Engine", earlier: Sequence[tuple[str, str]], question: str, *, system: str = "") -> list[int]:
     """Token ids of a conversation, ready for the reply.
 
     The oldest turns give way until half of the context is left for the reply; the question never does.
@@ -17,10 +17,11 @@ def fit_prompt(engine: "Engine", earlier: Sequence[tuple[str, str]], question: s
         engine: whose tokenizer and context to use.
         earlier: questions and replies before this one.
         question: what is asked now.
+        system: what the model is told before everything else.
     """
     turns = list(earlier)
     while True:
-        messages: list[Message] = []
+        messages: list[Message] = [{"role": "system", "content": system}] if system else []
         for asked, answered in turns:
             messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
         messages.append({"role": "user", "content": question})

@@ -28,7 +28,7 @@ async def chat_completions(desk: Desk, request: Request, asked: ChatRequest) -> 
         prompt = await asyncio.to_thread(chat_prompt, served, asked.conversation(), tools)
         jobs = chat_jobs(served, asked, prompt, asked.grammar(form))
         desk.metrics.read(served.name, len(prompt))
-        generation = held.enter_context(served.dispatcher.start_all(jobs))
+        generation = held.enter_context(served.start(jobs))
         answer = ChatAnswer(
             served,
             len(prompt),

@@ -32,7 +32,7 @@ async def completions(desk: Desk, request: Request, asked: CompletionRequest) ->
         jobs = [job for start in starts for job in _jobs(served, asked, start)]
         prompt_tokens = sum(len(start.ids) for start in starts)
         desk.metrics.read(served.name, prompt_tokens)
-        generation = held.enter_context(served.dispatcher.start_all(jobs))
+        generation = held.enter_context(served.start(jobs))
         answer = TextAnswer(
             served,
             [start for start in starts for _ in range(asked.n)],

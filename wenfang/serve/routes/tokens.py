@@ -9,6 +9,7 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
+from wenfang.core.language import say
 from wenfang.serve.body import unless_gone
 from wenfang.serve.callers import caller_of
 from wenfang.serve.completions import Prompt, TokenId
@@ -77,6 +78,8 @@ async def detokenize(desk: Desk, request: Request, asked: DetokenizeRequest) -> 
 async def embeddings(desk: Desk, request: Request, asked: EmbeddingRequest) -> Response:
     """The mean of the model's final states over each text, as a vector of length 1."""
     async with desk.models.use(asked.model) as served:
+        if served.adapter is not None:
+            raise no_embeddings(served.adapter)
         ids = await asyncio.to_thread(_inputs, served, asked)
         tokens = sum(map(len, ids))
         desk.metrics.read(served.name, tokens)
@@ -89,6 +92,18 @@ async def embeddings(desk: Desk, request: Request, asked: EmbeddingRequest) -> R
     ]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return JSONResponse({"object": "list", "data": data, "model": asked.model, "usage": usage})
+
+
+def no_embeddings(adapter: str) -> ApiError:
+    """The engine embeds with the base alone."""
+    return ApiError(
+        say(
+            zh=f"{adapter!r} 是轉接器，只能用來書寫。請改用底模。",
+            en=f"{adapter!r} is an adapter, which only writes. Ask its base model for embeddings.",
+        ),
+        param="model",
+        code="unsupported_model",
+    )
 
 
 def _inputs(served: Served, asked: EmbeddingRequest) -> list[list[int]]:

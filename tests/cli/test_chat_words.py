@@ -1,0 +1,105 @@
+"""`wenfang chat` beyond question and answer: many lines, words with a slash, a server's address."""
+
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from serve.fakes import FakeEngine, live, tiny_model
+
+from wenfang.cli import main
+from wenfang.cli.chat import chat
+from wenfang.engine import Engine
+from wenfang.serve import create_app, load_keys, new_key
+from wenfang.serve.callers import Allowance
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("models") / "tiny", tokenizer_folder)
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
+    """`Engine.load` gives an engine that tells what it was asked."""
+    engine = FakeEngine()
+    engine.close, engine.asked = lambda: None, []
+    write = engine.write
+
+    def watched(prompt, params):
+        engine.asked.append(("".join(map(chr, prompt)), params))
+        return write(prompt, params)
+
+    engine.write = watched
+    monkeypatch.setattr(Engine, "load", lambda folder, **options: engine)
+    return engine
+
+
+def type_in(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+
+
+def test_lines_that_go_on_and_blocks_are_one_question(
+    scripted: FakeEngine, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    type_in(monkeypatch, '秋\\\n夜\n"""\n第一行\n\n第二行\n"""\n完\n')
+    chat(model)
+    assert [prompt for prompt, _ in scripted.asked] == ["秋\n夜", "第一行\n\n第二行", "完"]
+
+
+def test_words_with_a_slash_change_what_follows(
+    scripted: FakeEngine, model: Path, monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path
+) -> None:
+    saved = tmp_path / "talk.jsonl"
+    type_in(
+        monkeypatch,
+        f"/system 你是詩人\n/temp 0.3\n秋\n/remember\n夜\n/save {saved}\n/history\n/clear\n月\n/temp 9\n/tmp 1\n完\n",
+    )
+    chat(model, seed=4)
+    prompts = [prompt for prompt, _ in scripted.asked]
+    assert prompts[0] == "你是詩人秋"
+    assert prompts[1].startswith("你是詩人秋")
+    assert len(prompts[1]) == len("你是詩人秋") + 12 + len("夜")
+    assert prompts[2] == "你是詩人月"
+    assert prompts[3].startswith("你是詩人月")
+    assert {params.temperature for _, params in scripted.asked} == {0.3}
+    messages = json.loads(saved.read_text())["messages"]
+    assert [m["role"] for m in messages] == ["system", "user", "assistant", "user", "assistant"]
+    errors = capsys.readouterr().err
+    assert "`/temp` takes 0 to 2, not '9'" in errors
+    assert "There is no '/tmp'. Did you mean '/temp'?" in errors
+    assert "user: 夜" in errors
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    path = tmp_path_factory.mktemp("keys") / "keys.json"
+    key = new_key(path, "me", Allowance())
+    with live(create_app(FakeEngine(), keys=load_keys(path))) as url:
+        yield url, key
+
+
+@pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/"])
+def test_a_server_answers_alike(address: tuple[str, str], end: str, monkeypatch, capsys) -> None:
+    url, key = address
+    monkeypatch.setenv("WENFANG_API_KEY", key)
+    assert main(["chat", url + end, "--once", "秋", "--seed", "3", "--system", "短"]) == 0
+    assert len(capsys.readouterr().out.strip()) == 12
+    type_in(monkeypatch, "秋\n" + "長" * 300 + "\n")
+    assert main(["chat", url + end, "--seed", "3"]) == 0
+    said = capsys.readouterr()
+    assert len(said.out.strip()) == 12
+    assert "12 tokens" in said.err
+    assert "context is 200" in said.err
+
+
+def test_a_server_that_is_not_there_is_named(address: tuple[str, str], monkeypatch, capsys) -> None:
+    monkeypatch.delenv("WENFANG_API_KEY", raising=False)
+    assert main(["chat", address[0], "--once", "秋"]) == 2
+    assert "API key is missing" in capsys.readouterr().err
+    assert main(["chat", "http://127.0.0.1:1", "--once", "秋"]) == 2
+    assert "does not answer" in capsys.readouterr().err
+    assert os.environ.get("WENFANG_API_KEY") is None

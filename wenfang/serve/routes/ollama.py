@@ -1,0 +1,86 @@
+"""`/api/chat`, `/api/generate` and `/api/tags`, in Ollama's form."""
+
+import asyncio
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse
+
+from wenfang.serve.desk import Desk, Route
+from wenfang.serve.models import Served
+from wenfang.serve.ollama import OllamaAnswer, OllamaChatRequest, OllamaGenerateRequest, Options
+from wenfang.serve.prompts import chat_prompt, room_after, tools_of
+from wenfang.serve.respond import respond
+
+LINES = ("application/x-ndjson", "application/json")
+
+
+async def chat(desk: Desk, request: Request, asked: OllamaChatRequest) -> Response:
+    """Continue a conversation."""
+    async with AsyncExitStack() as held:
+        served = await held.enter_async_context(desk.models.use(asked.model))
+        tools = [tool.shown() for tool in asked.tools]
+        form = await asyncio.to_thread(tools_of, served, tools)
+        messages = [message.shown(i) for i, message in enumerate(asked.messages)]
+        prompt = await asyncio.to_thread(chat_prompt, served, messages, tools)
+        answer = OllamaAnswer(served, len(prompt), chat=True, tools=form)
+        return await _respond(desk, request, held, served, answer, prompt, asked.options, asked.stream, "messages")
+
+
+async def generate(desk: Desk, request: Request, asked: OllamaGenerateRequest) -> Response:
+    """Answer a prompt, or continue a text."""
+    async with AsyncExitStack() as held:
+        served = await held.enter_async_context(desk.models.use(asked.model))
+        prompt = await asyncio.to_thread(_generate_prompt, served, asked)
+        answer = OllamaAnswer(served, len(prompt), chat=False)
+        return await _respond(desk, request, held, served, answer, prompt, asked.options, asked.stream, "prompt")
+
+
+def _generate_prompt(served: Served, asked: OllamaGenerateRequest) -> list[int]:
+    if asked.raw:
+        return served.engine.tokenizer.begin(asked.prompt)
+    system: list[dict[str, Any]] = [] if asked.system is None else [{"role": "system", "content": asked.system}]
+    return chat_prompt(served, [*system, {"role": "user", "content": asked.prompt}], [], param="prompt")
+
+
+async def _respond(
+    desk: Desk,
+    request: Request,
+    held: AsyncExitStack,
+    served: Served,
+    answer: OllamaAnswer,
+    prompt: list[int],
+    options: Options,
+    stream: bool,
+    param: str,
+) -> Response:
+    room = room_after(served, prompt, param=param)
+    limit = room if options.num_predict is None else min(room, options.num_predict)
+    params = options.sampling().params(vocab_size=served.engine.vocab_size, max_tokens=limit)
+    desk.metrics.read(served.name, len(prompt))
+    generation = held.enter_context(served.start([(prompt, params)]))
+    return await respond(request, answer, generation, held, desk.limits, stream=stream)
+
+
+async def tags(desk: Desk, request: Request, _: None) -> Response:
+    """The models on offer."""
+    described = [desk.models.describe(name) for name in desk.models.names()]
+    models = [
+        {
+            "name": one["id"],
+            "model": one["id"],
+            "modified_at": datetime.fromtimestamp(one["created"], UTC).isoformat(),
+            "details": {"format": "wenfang"},
+        }
+        for one in described
+    ]
+    return JSONResponse({"models": models})
+
+
+ROUTES = (
+    Route("POST", "/api/chat", "Ollama: continue a conversation.", chat, OllamaChatRequest, LINES),
+    Route("POST", "/api/generate", "Ollama: answer or continue.", generate, OllamaGenerateRequest, LINES),
+    Route("GET", "/api/tags", "Ollama: the models on offer.", tags),
+)
