@@ -1,0 +1,56 @@
+"""Requests made up from our own description, good and bad, against the server: schemathesis judges every answer.
+
+All of schemathesis' checks run but one: `positive_data_acceptance` wants every body that fits the schema to be
+accepted, and a schema cannot say that a conversation fits the context, that a tool's result follows its call, or that a
+prompt is not both given and left out. Those are refused with 400, which the description lists.
+"""
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis.checks import CHECKS, load_all_checks
+from schemathesis.generation import GenerationMode
+from serve.fakes import FakeEngine, live
+
+from wenfang.serve import Allowance, create_app, load_keys, new_key
+from wenfang.serve.openapi import document
+from wenfang.serve.routes import ROUTES
+
+load_all_checks()
+schema = schemathesis.openapi.from_dict(document(ROUTES, ["fake-poet"], locked=True))
+schema.config.generation.update(modes=[GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
+    path = tmp_path_factory.mktemp("keys") / "keys.json"
+    key = new_key(path, "me", Allowance())
+    with live(create_app(FakeEngine(), keys=load_keys(path))) as url:
+        yield url, {"Authorization": f"Bearer {key}"}
+
+
+@schema.parametrize()
+@settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_the_server_keeps_to_its_description(case, locked) -> None:
+    url, headers = locked
+    left_out = [check for check in CHECKS.get_all() if check.__name__ == "positive_data_acceptance"]
+    case.call_and_validate(base_url=url, headers=headers, excluded_checks=left_out)
+
+
+def test_the_description_names_every_route_and_is_a_page_too(url: str) -> None:
+    described = httpx.get(f"{url}/openapi.json").json()
+    listed = {(method.upper(), path) for path, methods in described["paths"].items() for method in methods}
+    assert listed == {(route.method, route.path.replace(":path", "")) for route in ROUTES}
+    shown = httpx.get(f"{url}/docs")
+    assert shown.headers["content-type"].startswith("text/html")
+    assert all(path in shown.text for _, path in listed)
+    assert "<script" not in shown.text
+    assert "//" not in shown.text.replace("http://127.0.0.1", "")
+
+
+@pytest.mark.parametrize("path", ["/v1/nothing", "/api/nothing", "/nothing"])
+def test_what_is_not_described_is_not_there(url: str, path: str) -> None:
+    assert httpx.get(url + path).status_code == 404
