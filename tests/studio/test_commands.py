@@ -32,7 +32,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     """`Engine.load` gives a scripted engine."""
     engine = FakeEngine()
     engine.close = lambda: None
-    monkeypatch.setattr(Engine, "load", lambda folder: engine)
+    monkeypatch.setattr(Engine, "load", lambda folder, **options: engine)
     return engine
 
 
