@@ -50,8 +50,12 @@ def test_make_knows_its_targets_and_runs_commands_that_exist() -> None:
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_a_command_is_one_the_command_line_takes(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
+def test_a_command_is_one_the_command_line_takes(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)  # What a command writes does not stay in the project.
+    for name in ("models", "recipes", "data"):
+        (tmp_path / name).symlink_to(ROOT / name)
     command, bound, _ = build_app().parse_args(words[1:], exit_on_error=False, print_error=False)
     if words[1] == "run":
         load_recipe(bound.arguments["recipe"], bound.arguments.get("overrides", ()))  # Knows each stage and option.

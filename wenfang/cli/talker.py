@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from wenfang.cli.orders import Conversation
 from wenfang.core.errors import InputError, WenfangError
@@ -52,7 +52,7 @@ def open_talker(
     talk: Conversation,
     *,
     speculation: "Speculation | None" = None,
-    quantize: Literal["int8", "int4"] | None = None,
+    quantize: "Quantization | None" = None,
 ) -> Iterator[Talker]:
     """A folder, file or run loaded here; or the server at an `http://` or `https://` address.
 

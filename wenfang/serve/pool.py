@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from wenfang.core.errors import InputError, WenfangError
 from wenfang.core.language import say
@@ -16,6 +16,7 @@ from wenfang.serve.models import Served, describe, no_such_model
 
 if TYPE_CHECKING:
     from wenfang.engine import Speculation
+    from wenfang.model.quantized import Quantization
 
 EXPANSION = 4
 """A quantised GGUF file's weights take up to so many times its size once opened."""
@@ -37,7 +38,7 @@ class Source:
     path: Path
     adapters: dict[str, Path] = field(default_factory=dict)
     speculation: "Speculation | None" = None
-    quantize: Literal["int8", "int4"] | None = None
+    quantize: "Quantization | None" = None
 
     @property
     def memory_bytes(self) -> int:
