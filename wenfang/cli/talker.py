@@ -17,6 +17,7 @@ from wenfang.core.language import say
 
 if TYPE_CHECKING:
     from wenfang.engine import Engine, SamplingParams, Speculation
+    from wenfang.model.quantized import Quantization
 
 KEYS = ("WENFANG_API_KEY", "OPENAI_API_KEY")
 """Environment variables that may hold a server's key; the first one set is used."""
