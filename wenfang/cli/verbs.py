@@ -4,19 +4,21 @@ A room is an attribute of this module that exists when asked for (`verbs.data`),
 name every room and import none.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import App, Parameter, validators
 from rich.console import Console
 
 from wenfang.cli.groups import commands_group, options_group
 from wenfang.cli.interrupt import resumable
+from wenfang.cli.launch import is_worker, launch
 from wenfang.core.config import Config, input_fields
 from wenfang.core.language import say
 from wenfang.core.report import Reporter
-from wenfang.recipe.execution import execute_alone
+from wenfang.recipe.execution import assist, execute_alone
 from wenfang.recipe.figures import duration
 from wenfang.recipe.stages import STAGES, Stage
 from wenfang.recipe.tables import summary_line
@@ -47,10 +49,9 @@ def verb(stage: Stage) -> App:
 
 
 def _command(stage: Stage, config_class: type[Config]) -> Callable[..., None]:
-    def command(*, config: Config, out: Path) -> None:
-        report = Reporter()
+    def alone(*, config: Config, out: Path) -> None:
         with resumable():
-            manifest = execute_alone(stage, config, out, report)
+            manifest = execute_alone(stage, config, out, Reporter())
         Console().print(
             f"{out}: {summary_line(manifest.summary)} · {duration(manifest.seconds)}",
             highlight=False,
@@ -58,14 +59,27 @@ def _command(stage: Stage, config_class: type[Config]) -> Callable[..., None]:
             soft_wrap=True,
         )
 
+    def together(*, config: Config, out: Path, nproc: int = 1) -> None:
+        if nproc > 1 and not is_worker():
+            launch(nproc)
+        elif os.environ.get("RANK", "0") != "0":
+            with resumable():
+                assist(stage, config)
+        else:
+            alone(config=config, out=out)
+
+    command: Callable[..., None] = together if stage.parallel else alone
     where = say(zh="產出的資料夾；須為空或尚不存在。", en="Folder to make; it must be empty or not exist yet.")
+    shared = say(zh="分擔每一批資料的行程數。", en="Processes that share the rows of each batch.")
     command.__annotations__ = {
         "config": Annotated[config_class, Parameter(name="*", negative_iterable=())],
         "out": Annotated[Path, Parameter(help=where)],
         "return": None,
     }
+    if stage.parallel:
+        command.__annotations__["nproc"] = Annotated[int, Parameter(help=shared, validator=validators.Number(gte=1))]
     if not any(field.is_required() for field in config_class.model_fields.values()):
-        command.__kwdefaults__ = {"config": config_class()}
+        command.__kwdefaults__ = {**(command.__kwdefaults__ or {}), "config": config_class()}
     return command
 
 

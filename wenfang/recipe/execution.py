@@ -3,11 +3,13 @@
 import contextlib
 import json
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from rich.console import Console
 
 from wenfang.core.artifact import (
     MANIFEST,
@@ -113,6 +115,16 @@ def execute_alone(stage: Stage, config: Config, out: Path, report: Reporter) -> 
             )
         check_capacity({stage.name: stage.forecast_function()(config)}, out)
         return execute(stage, config, out, report)
+
+
+def assist(stage: Stage, config: Config) -> None:
+    """Help another process that runs the same stage: work in silence, and keep nothing of the output.
+
+    Raises:
+        WenfangError: what the stage raises.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        stage.function()(config, Path(scratch), Reporter(console=Console(quiet=True)))
 
 
 @contextlib.contextmanager

@@ -39,6 +39,8 @@ class Stage:
     """`(config) -> Forecast`; the config's inputs may not exist yet."""
     version: int
     """Raised when the code changes what the stage makes, so that outputs of older code are not reused."""
+    parallel: bool = False
+    """Several processes can share the work (`--nproc`, torchrun)."""
 
     def config_class(self) -> "type[Config]":
         """The typed options of this stage."""
@@ -98,6 +100,7 @@ _TABLE = (
         run="wenfang.train.pretrain:run",
         forecast="wenfang.train.forecast:forecast_pretrain",
         version=1,
+        parallel=True,
     ),
     Stage(
         name="train.sft",
@@ -106,6 +109,7 @@ _TABLE = (
         run="wenfang.train.sft:run",
         forecast="wenfang.train.forecast:forecast_sft",
         version=1,
+        parallel=True,
     ),
     Stage(
         name="train.extend-context",

@@ -22,6 +22,7 @@ from wenfang.core.errors import ModelError
 from wenfang.core.language import say
 from wenfang.core.report import Reporter
 from wenfang.core.tensors import write_tensors
+from wenfang.train.parallel import ALONE, Workers
 
 FOLDER = "checkpoints"
 
@@ -59,14 +60,22 @@ class Checkpoints:
         optimizers: whose states are kept.
         keep: how many of the newest to keep, beside the best.
         report: where a damaged checkpoint is told.
+        workers: the processes of the run. The first reads and writes; what it reads, all get.
     """
 
     def __init__(
-        self, folder: Path, model: nn.Module, optimizers: Sequence[Optimizer], *, keep: int, report: Reporter
+        self,
+        folder: Path,
+        model: nn.Module,
+        optimizers: Sequence[Optimizer],
+        *,
+        keep: int,
+        report: Reporter,
+        workers: Workers = ALONE,
     ) -> None:
         self._folder = folder / FOLDER
         self._model, self._optimizers = model, optimizers
-        self._keep, self._report = keep, report
+        self._keep, self._report, self._workers = keep, report, workers
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
@@ -76,6 +85,8 @@ class Checkpoints:
         Raises:
             OSError: this write (with `wait`) or the one before failed; older checkpoints are untouched.
         """
+        if not self._workers.first:
+            return
         self.check(wait=True)  # One copy in memory at a time.
         tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in self._tensors().items()}
         metadata = {"architecture": self._architecture(), "progress": json.dumps(dataclasses.asdict(progress))}
@@ -98,18 +109,21 @@ class Checkpoints:
         Raises:
             ModelError: the checkpoint is of another architecture or another optimiser.
         """
-        for path in reversed(self._paths()):
-            progress = self._restore(path, with_optimizers=True)
-            if progress is not None:
-                return progress
-            path.unlink()  # It would count among the newest to keep.
-        return Progress()
+        progress = self._newest()
+        if self._workers.size == 1:
+            return progress
+        self._assign(self._workers.tensors_from_first(self._tensors()), with_optimizers=True)
+        return Progress(**self._workers.from_first(dataclasses.asdict(progress)))
 
     def load_best(self, progress: Progress) -> bool:
         """Restore the weights of the step with the lowest validation loss; False where they cannot be had."""
         self.check(wait=True)
         path = self._path(progress.best_step)
-        return path.is_file() and self._restore(path, with_optimizers=False) is not None
+        found = path.is_file() and self._restore(path, with_optimizers=False) is not None
+        found = bool(self._workers.from_first(found))
+        if found and self._workers.size > 1:
+            self._assign(self._workers.tensors_from_first(self._tensors()), with_optimizers=False)
+        return found
 
     def close(self) -> None:
         """Wait for the writing thread to end."""
@@ -122,6 +136,14 @@ class Checkpoints:
             path.unlink()
         if self._folder.is_dir() and not any(self._folder.iterdir()):
             self._folder.rmdir()
+
+    def _newest(self) -> Progress:
+        for path in reversed(self._paths()):
+            progress = self._restore(path, with_optimizers=True)
+            if progress is not None:
+                return progress
+            path.unlink()  # It would count among the newest to keep.
+        return Progress()
 
     def _tensors(self) -> dict[str, Tensor]:
         """What training changes, by name; frozen weights come from the base model again."""

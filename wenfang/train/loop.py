@@ -1,5 +1,6 @@
 """The training loop: accumulation, optimiser, schedule, checkpoints and reporting, the same for every objective."""
 
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from wenfang.train.meter import Meter, bits_of
 from wenfang.train.objective import Batch, Dataset, Objective, Task, activation_dtype
 from wenfang.train.optimizer import clip_gradients, make_optimizers
 from wenfang.train.packing import batch_rows
+from wenfang.train.parallel import ALONE, Workers, join
 from wenfang.train.schedule import rate, set_rate
 
 LOG_EVERY = 10
@@ -32,10 +34,11 @@ def train(model: Decoder, task: Task, config: TrainConfig, out: Path, report: Re
     """Train `model` in place for `config.steps`, resuming from the checkpoint in `out` if there is one.
 
     Same config, data and machine give the same weights, interrupted or not. A signal takes effect after the
-    running step, with its state saved.
+    running step, with its state saved. Under torchrun the processes share each batch (`parallel`).
 
     Raises:
-        WenfangError: the loss stopped being a number.
+        InputError: a batch has fewer rows than there are processes.
+        WenfangError: the loss stopped being a number, or another process ended.
         ModelError: the checkpoint in `out` is of another architecture.
         OSError: a checkpoint cannot be written; those before it are untouched.
     """
@@ -55,13 +58,17 @@ class _Run:
 
     def __init__(self, model: Decoder, task: Task, config: TrainConfig, out: Path, report: Reporter) -> None:
         self._model, self._task, self._config, self._report = model, task, config, report
+        self._workers = join()
+        self._workers.check_batch(config.batch)
         self._compiled = _can_compile(config, report)
         self._objective = self._prepare(task.objective)
         self._measure = self._objective if task.measure == task.objective else self._prepare(task.measure)
         self._optimizers = make_optimizers(model, config.optimizer)
         if config.dropout:
             add_dropout(model, config.dropout)
-        self.checkpoints = Checkpoints(out, model, self._optimizers, keep=config.keep_checkpoints, report=report)
+        self.checkpoints = Checkpoints(
+            out, model, self._optimizers, keep=config.keep_checkpoints, report=report, workers=self._workers
+        )
         self._out = out
         self._progress = Progress()
 
@@ -93,8 +100,10 @@ class _Run:
             improved = self._due() and self._validate()
             interruption.hold()
             self.checkpoints.check()
-            if interruption.pending is not None:
+            if self._workers.any(interruption.pending is not None):
                 self.checkpoints.save(progress, wait=True)
+                self._workers.any(False)  # None leaves before the state is on the disk.
+                interruption.pending = interruption.pending or signal.SIGTERM  # Another process's signal is ours.
                 interruption.deliver()
             elif (improved and progress.step < config.steps) or time.monotonic() - saved >= config.checkpoint_every_s:
                 self.checkpoints.save(progress)
@@ -125,9 +134,10 @@ class _Run:
         progress, config = self._progress, self._config
         set_rate(self._optimizers, rate(progress.step, config.steps, config.optimizer))
         # Whatever is drawn in a step depends on its number alone, so that a resumed run draws the same.
-        torch.manual_seed(config.seed * 1_000_003 + progress.step)
+        torch.manual_seed(config.seed * 1_000_003 + progress.step + (self._workers.rank << 40))
         batches = self._batches()
-        count = max(sum(batch.count for batch in batches), 1)
+        count, tokens = self._workers.sums([sum(batch.count for batch in batches), sum(b.tokens for b in batches)])
+        count = max(count, 1)
         loss, metrics = 0.0, dict[str, float]()
         for batch in batches:
             total, sums = self._objective(self._model, **batch.tensors)
@@ -136,6 +146,9 @@ class _Run:
             loss += float(mean.detach())
             for name, value in sums.items():
                 metrics[name] = metrics.get(name, 0.0) + float(value) / count
+        self._workers.add_gradients(self._model)
+        loss, *values = self._workers.sums([loss, *metrics.values()])
+        metrics = dict(zip(metrics, values, strict=True))
         norm = clip_gradients(self._model, config.optimizer.clip)
         applied = self._guard.allows(loss, norm, batches)
         for optimizer in self._optimizers:
@@ -146,14 +159,14 @@ class _Run:
             self._meter.restart()
             return say(zh="略過", en="skipped")
         self._model.rebalance_experts()
-        progress.seconds += self._meter.add(loss, metrics, sum(batch.tokens for batch in batches))
+        progress.seconds += self._meter.add(loss, metrics, int(tokens))
         return self._meter.note()
 
     def _batches(self) -> Sequence[Batch]:
         """What the step learns from: `accumulate` batches that are together one larger one."""
         config, data = self._config, self._task.training
         rows = batch_rows(len(data), config.batch * config.accumulate, self._progress.step, config.seed)
-        return [data.batch(part) for part in rows.reshape(config.accumulate, config.batch)]
+        return [data.batch(self._workers.share(part)) for part in rows.reshape(config.accumulate, config.batch)]
 
     def _log(self) -> None:
         values = self._meter.window()
@@ -170,7 +183,9 @@ class _Run:
         progress, data = self._progress, self._task.validation
         if self._config.dropout:  # Otherwise the mode changes nothing but the compiled graph.
             self._model.eval()
-        nats = progress.validation_loss = mean_loss(self._measure, self._model, data, self._config.batch)
+        nats = progress.validation_loss = mean_loss(
+            self._measure, self._model, data, self._config.batch, workers=self._workers
+        )
         self._model.train()
         bits = bits_of(nats, data.characters_per_token)
         named = {f"validation_{name}": value for name, value in ({"loss": nats} | bits).items()}
@@ -187,14 +202,15 @@ class _Run:
         return bool(patience) and self._progress.waited >= patience
 
 
-def mean_loss(measure: Objective, model: Decoder, data: Dataset, batch: int) -> float:
-    """Mean loss on a fixed sample of rows."""
+def mean_loss(measure: Objective, model: Decoder, data: Dataset, batch: int, *, workers: Workers = ALONE) -> float:
+    """Mean loss on a fixed sample of rows, which `workers` share."""
     total, count = 0.0, 0
     # With gradients on, this is the graph already compiled for training; without, a second compilation.
     for number in range(VALIDATION_BATCHES):
-        rows = data.batch(batch_rows(len(data), batch, number, seed=0))
+        rows = data.batch(workers.share(batch_rows(len(data), batch, number, seed=0)))
         total, count = total + float(measure(model, **rows.tensors).total.detach()), count + rows.count
-    return total / max(count, 1)
+    total, whole = workers.sums([total, count])
+    return total / max(whole, 1)
 
 
 def _can_compile(config: TrainConfig, report: Reporter) -> bool:
