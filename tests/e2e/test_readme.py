@@ -61,7 +61,7 @@ def test_a_command_is_one_the_command_line_takes(
     if words[1] == "run":
         load_recipe(bound.arguments["recipe"], bound.arguments.get("overrides", ()))  # Knows each stage and option.
     elif words[1] in ("chat", "serve", "studio"):
-        assert command.__name__ == words[1]
+        assert command.__module__ == f"wenfang.cli.{words[1]}"
         assert NEEDS_A_RUN.match(words[2]) or (ROOT / words[2] / "config.json").is_file()
     else:
         assert main(words[1:]) == 0
