@@ -57,7 +57,7 @@ stages:
 """
 STAGES = ("corpus", "conversations", "tokenizer", "pretrain", "sft", "evaluate")
 
-TIMED = ("wenfang.json", "metrics.jsonl", "run.json")
+TIMED = ("wenfang.json", "metrics.jsonl", "run.json", "curves.svg")
 """Files that say how long things took, so that no two runs write the same."""
 
 

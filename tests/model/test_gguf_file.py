@@ -187,7 +187,8 @@ def set_key(name: str, value: object) -> Callable[[dict, dict], None]:
         (set_key("qwen3.block_count", 0), "qwen3.block_count=0"),
         (set_key("qwen3.embedding_length", 2**32 - 1), "qwen3.embedding_length=4294967295"),
         (set_key("qwen3.expert_count", 8), "qwen3.expert_count=8 cannot be carried"),
-        (set_key("qwen3.rope.scaling.type", "yarn"), "qwen3.rope.scaling.type='yarn' cannot be carried"),
+        (set_key("qwen3.rope.scaling.type", "su"), "rope.scaling.type='su' cannot be carried"),
+        (set_key("qwen3.rope.scaling.type", "yarn"), "it lacks rope.scaling.factor"),
         (set_key("general.architecture", "lama"), "'lama' is not supported; known are llama, qwen3"),
     ],
 )

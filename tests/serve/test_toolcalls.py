@@ -81,5 +81,5 @@ def llama(messages):
 
 def test_the_template_shows_the_marks() -> None:
     assert tool_format(Templated(qwen)) == HERMES
-    assert tool_format(Templated(llama)) == BARE
+    assert tool_format(Templated(llama)) == ToolFormat("", "", "parameters")
     assert tool_format(Templated(lambda messages: "nothing")) is None

@@ -3,6 +3,7 @@
 import functools
 import os
 import platform
+import re
 import shutil
 import statistics
 import time
@@ -68,6 +69,12 @@ def cache_folder() -> Path:
 
 def peak_memory_bytes() -> int:
     """The largest resident size this process has had, in bytes."""
+    try:  # Linux: getrusage would also count the parent that this process was forked from.
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+    except OSError:
+        status = ""
+    if found := re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE):
+        return int(found[1]) * 1024
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -311,6 +311,16 @@ def broken(path: Path, why: str) -> ModelError:
     )
 
 
+def uncarried(key: str, value: object) -> ModelError:
+    """The error for a key that asks for something that would silently be lost."""
+    return ModelError(
+        say(
+            zh=f"{key}={value!r} 無法在 GGUF 與 Hugging Face 之間轉換。",
+            en=f"{key}={value!r} cannot be carried between GGUF and Hugging Face here.",
+        )
+    )
+
+
 def bad_tensor(path: Path, name: str, problem: str) -> ModelError:
     """The error for one tensor of a file."""
     return broken(path, f"{_short(name)} {problem}")

@@ -11,7 +11,7 @@ from wenfang.core.language import say
 from wenfang.model.config import DecoderConfig
 from wenfang.model.families.family import Values, differences
 from wenfang.model.gguf.architectures import Architecture, architecture_of
-from wenfang.model.gguf.header import GGUFFile, broken
+from wenfang.model.gguf.header import GGUFFile, broken, uncarried
 from wenfang.model.gguf.rope import (
     FACTOR,
     FACTORS,
@@ -84,7 +84,7 @@ def config_values(
             and not (architecture.scaled and key in KEYS)
             and value not in NEUTRAL.get(key, (fixed.get(key),))
         ):
-            raise _unsupported(prefix + key, value)
+            raise uncarried(prefix + key, value)
     scaling = scaling_values(short, factors_F) if architecture.scaled else {}
     values["rope_parameters"] = {"rope_type": "default", "rope_theta": values["rope_theta"], **scaling}
     values |= {"model_type": architecture.model_types[0], "vocab_size": vocab_size, "tie_word_embeddings": tied}
@@ -131,12 +131,3 @@ def _inner(config: DecoderConfig) -> int:
     if "gated_deltanet" in config.mixers:
         return config.gated_deltanet.value_heads * config.gated_deltanet.value_dim
     return config.mamba2.heads * config.mamba2.head_dim
-
-
-def _unsupported(key: str, value: object) -> ModelError:
-    return ModelError(
-        say(
-            zh=f"{key}={value!r} 無法在 GGUF 與 Hugging Face 之間轉換。",
-            en=f"{key}={value!r} cannot be carried between GGUF and Hugging Face here.",
-        )
-    )

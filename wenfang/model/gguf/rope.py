@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from wenfang.model.config import DecoderConfig
-from wenfang.model.families.family import Values, unsupported
+from wenfang.model.families.family import Values
+from wenfang.model.gguf.header import uncarried
 from wenfang.model.parts import LinearScaling, Llama3Scaling, RopeConfig, YarnScaling
 from wenfang.model.position import frequencies
 
@@ -38,7 +39,7 @@ def scaling_values(keys: Values, factors_F: Tensor | None) -> Values:
     if kind == "none" and factors_F is None:
         return {}
     if kind not in ("linear", "yarn") or factors_F is not None:
-        raise unsupported(TYPE, kind, "none|linear|yarn")
+        raise uncarried(TYPE, kind)
     return {"rope_type": kind, "factor": keys[FACTOR]} | (
         {"original_max_position_embeddings": keys[ORIGINAL]} if kind == "yarn" else {}
     )
@@ -70,4 +71,4 @@ def _llama3(factors_F: Tensor, keys: Values) -> Values:
         if torch.allclose(_factors(rope, 2 * len(factors_F)), factors_F, rtol=1e-4):
             hf = {"rope_type": "llama3", "original_max_position_embeddings": original}
             return hf | {name: getattr(scaling, name) for name in ("factor", "low_freq_factor", "high_freq_factor")}
-    raise unsupported(FACTORS, [round(float(factor), 3) for factor in factors_F[-3:]], "llama3")
+    raise uncarried(FACTORS, [round(float(factor), 3) for factor in factors_F[-3:]])

@@ -21,8 +21,7 @@ class CompareConfig(TrainConfig):
     variants: dict[str, dict[str, Any]] = Field(min_length=1)
     """What is compared: by name, the fields in which each differs from `base`."""
     extrapolate: int = Field(default=1, ge=1, le=16)
-    """Also measure on rows up to this many times longer than those of training; with YaRN and without where a variant
-    has plain rotary embeddings."""
+    """Also measure on rows up to this many times longer; plain rotary embeddings with YaRN and without."""
     decode_tokens: int = Field(default=64, gt=0)
     """Tokens written to measure the speed of decoding."""
     compile: bool = False
