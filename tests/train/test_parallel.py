@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from train.shape import SHAPE
 
 from wenfang.cli import main
 
@@ -14,15 +15,7 @@ SETTINGS = {
     "steps": 60,
     "batch": 6,
     "accumulate": 2,
-    "context": 64,
-    "dtype": "float32",
-    "dim": 16,
-    "layers": 2,
-    "heads": 2,
-    "kv-heads": 1,
-    "head-dim": 8,
-    "hidden": 24,
-    "checkpoint-every-s": 1e-6,
+    **SHAPE,
     "validate-every": 20,
     "optimizer.name": "adamw",
 }

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from train.shape import SHAPE
 
 from wenfang.cli import main
 from wenfang.model import load_model
@@ -27,15 +28,7 @@ sys.exit(main())
 SETTINGS = {
     "steps": 60,
     "batch": 4,
-    "context": 64,
-    "dtype": "float32",
-    "dim": 16,
-    "layers": 2,
-    "heads": 2,
-    "kv-heads": 1,
-    "head-dim": 8,
-    "hidden": 24,
-    "checkpoint-every-s": 1e-6,
+    **SHAPE,
     "validate-every": 25,
     "dropout": 0.1,
 }
