@@ -8,18 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from serve.fakes import FakeEngine, live, tiny_model
+from serve.fakes import FakeEngine, live
 
 from wenfang.cli import main
 from wenfang.cli.chat import chat
 from wenfang.engine import Engine
 from wenfang.serve import create_app, load_keys, new_key
 from wenfang.serve.callers import Allowance
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("models") / "tiny", tokenizer_folder)
 
 
 @pytest.fixture

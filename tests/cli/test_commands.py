@@ -14,17 +14,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from serve.fakes import FakeEngine, tiny_model
+from serve.fakes import FakeEngine
 
 from wenfang.cli import main
 from wenfang.cli.chat import chat
 from wenfang.engine import Delta, Engine, SamplingParams
 from wenfang.serve import claim_port
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("models") / "tiny", tokenizer_folder)
 
 
 @pytest.fixture
