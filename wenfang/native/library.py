@@ -20,13 +20,15 @@ FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
 def load(source: Path) -> ctypes.CDLL | None:
     """The library made from one C++ file; None, with a warning, where the compiler is missing or refuses the file.
 
-    The result is kept under `$XDG_CACHE_HOME/wenfang/native` by a hash of source, flags, compiler and processor.
+    The result is kept under `$XDG_CACHE_HOME/wenfang/native` by a hash of the source, the headers beside it, flags,
+    compiler and processor.
     """
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         return None  # Training says so, together with what else needs a compiler.
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    facts = (source.read_bytes(), FLAGS, compiler, version, detect().processor)
+    sources = [path.read_bytes() for path in (source, *sorted(source.parent.glob("*.h")))]
+    facts = (sources, FLAGS, compiler, version, detect().processor)
     key = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
     library = cache_folder() / "native" / f"{source.stem}-{key}.so"
     if not library.exists():

@@ -19,9 +19,9 @@ from wenfang.native.library import load
 
 SOURCE = Path(__file__).with_name("quantized.cpp")
 LANES, QUAD, GROUP = 16, 4, 32
-"""As in the kernel: outputs of a panel, inputs multiplied at once, four-bit weights that share scale and minimum."""
+"""As in the kernel: outputs of a panel, inputs multiplied at once, inputs that share a scale."""
 MOST_INPUTS = 1 << 16
-"""Sums of more products could leave 32 bits."""
+"""Wider ones were never tried."""
 SHRINKAGES = (1.0, 0.95, 0.9, 0.85)
 """Shares of a group's range that four bits are tried on: clipping the outermost weights may serve the others."""
 Bits = Literal[4, 8]
@@ -37,11 +37,11 @@ class PackedWeight:
     codes: Tensor
     """uint8; of four bits two in a byte."""
     scales: Tensor
-    """fp32 by output for eight bits; bf16 scale and minimum by group and output for four."""
+    """bf16 by group and output; for four bits, scale and minimum."""
 
 
 def pack(weight_OI: Tensor, bits: Bits) -> PackedWeight:
-    """Round to the nearest of 255 values symmetric about zero per output, or of 16 between the ends of each group.
+    """Round each group to the nearest of 255 values symmetric about zero, or of 16 between its ends.
 
     Raises:
         ValueError: more than `MOST_INPUTS` inputs.
@@ -51,11 +51,13 @@ def pack(weight_OI: Tensor, bits: Bits) -> PackedWeight:
         raise ValueError(f"a product of {inputs} inputs could overflow; at most {MOST_INPUTS}")
     # Filled up with copies of the last numbers, so that a group's range stays its own.
     weight = F.pad(weight_OI.detach()[None].float(), (0, -inputs % GROUP, 0, -outputs % LANES), mode="replicate")[0]
+    groups = weight.unflatten(1, (-1, GROUP))
     if bits == 8:
-        scales_O1 = weight.abs().amax(1, keepdim=True).clamp_min(1e-30) / 127
-        codes = (weight / scales_O1).round() + 128
-        return PackedWeight(8, outputs, inputs, _panels(codes).contiguous(), scales_O1[:, 0].contiguous())
-    codes, scales, least = _four_bits(weight.unflatten(1, (-1, GROUP)))
+        scales = (groups.abs().amax(2, keepdim=True) / 127).clamp_min(1e-30).bfloat16()
+        codes = (groups / scales).round().clamp(-127, 127) + 128
+        by_panel = scales.unflatten(0, (-1, LANES)).permute(0, 2, 3, 1)
+        return PackedWeight(8, outputs, inputs, _panels(codes.flatten(1)).contiguous(), by_panel.contiguous())
+    codes, scales, least = _four_bits(groups)
     quads = _panels(codes.flatten(1))
     ends = torch.stack((scales, least), -1)[:, :, 0]  # [O, groups, 2]
     ends = ends.unflatten(0, (-1, LANES)).permute(0, 2, 3, 1)
@@ -69,34 +71,55 @@ def unpack(weight: PackedWeight) -> Tensor:
     if weight.bits == 4:
         codes = torch.stack((codes & 15, codes >> 4), 2).flatten(1, 2)
     codes_OW = codes.permute(0, 2, 1, 3).flatten(2).flatten(0, 1).float()
-    if weight.bits == 8:
-        whole = (codes_OW - 128) * weight.scales[:, None]
-    else:
-        scales, least = weight.scales.float().permute(2, 0, 3, 1).flatten(1, 2)[..., None]
-        whole = (codes_OW.unflatten(1, (-1, GROUP)) * scales + least).flatten(1)
+    groups = codes_OW.unflatten(1, (-1, GROUP))
+    scales, *least = weight.scales.float().permute(2, 0, 3, 1).flatten(1, 2)[..., None]
+    whole = (groups * scales + least[0] if least else (groups - 128) * scales).flatten(1)
     return whole[: weight.outputs, : weight.inputs]
+
+
+class Weight(ctypes.Structure):
+    """A packed weight as the kernels read it; whoever makes one keeps its tensors alive."""
+
+    _fields_ = (
+        ("codes", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("bits", ctypes.c_int32),
+        ("inputs", ctypes.c_int32),
+        ("outputs", ctypes.c_int32),
+        ("panels", ctypes.c_int32),
+    )
+
+
+def describe(weight: PackedWeight, bias_O: Tensor | None = None) -> Weight:
+    """The kernels' view of a weight.
+
+    Args:
+        weight: on the CPU, contiguous.
+        bias_O: fp32, filled up to a multiple of `LANES`.
+    """
+    panels = -(-weight.outputs // LANES)
+    bias = None if bias_O is None else bias_O.data_ptr()
+    codes, scales = weight.codes.data_ptr(), weight.scales.data_ptr()
+    return Weight(codes, scales, bias, weight.bits, weight.inputs, weight.outputs, panels)
 
 
 def linear(x: Tensor, weight: PackedWeight) -> Tensor:
     """x · Wᵀ over the last dimension of x, in its dtype. Each row's result is the same whatever the others are.
 
-    The kernel reads and writes bf16, and rounds each row of x to 15 bits of its largest number. Without a C++ compiler,
-    W is expanded for each product.
+    The kernel computes from fp32 to fp32, and rounds each `GROUP` numbers of x to eight bits of the largest. Without a
+    C++ compiler, W is expanded for each product.
     """
     library = _library()
     if library is None:
         return F.linear(x, unpack(weight).to(x.dtype))
-    x_NI = x.to(torch.bfloat16).contiguous()
+    x_NI = x.float().contiguous()
     y_NO = x_NI.new_empty(*x.shape[:-1], weight.outputs)
     library.quantized_linear(
-        weight.bits,
-        ctypes.c_void_p(weight.codes.data_ptr()),
-        ctypes.c_void_p(weight.scales.data_ptr()),
+        ctypes.byref(describe(weight)),
         ctypes.c_void_p(x_NI.data_ptr()),
         ctypes.c_void_p(y_NO.data_ptr()),
         x_NI.numel() // weight.inputs,
-        weight.inputs,
-        weight.outputs,
         torch.get_num_threads(),
     )
     return y_NO.to(x.dtype)

@@ -1,0 +1,113 @@
+"""The compiled step against the same quantised weights run by torch, and against itself in other company."""
+
+import shutil
+
+import pytest
+import torch
+from torch import Tensor
+
+from wenfang.engine.blocks import BLOCK
+from wenfang.engine.cache import PagedCache
+from wenfang.model import Decoder, DecoderConfig
+from wenfang.model.fused import FusedDecoder, can_fuse
+from wenfang.model.memory import AttentionSpec, Memory
+from wenfang.model.parts import RopeConfig, YarnScaling
+from wenfang.model.quantized import Quantization, quantize
+
+pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
+
+BASE = DecoderConfig(vocab_size=64, dim=64, layers=3, heads=4, kv_heads=2, head_dim=32, hidden=96, context=96)
+YARN = RopeConfig(scaling=YarnScaling(factor=2.0, original_context=32), fraction=0.5)
+CONFIGS = {
+    "qwen3": BASE,
+    "biases, odd widths": BASE.model_copy(update={"dim": 72, "hidden": 100, "qkv_bias": True, "o_bias": True}),
+    "gemma2": BASE.model_copy(
+        update={
+            "norm_placement": "sandwich",
+            "norm_offset": True,
+            "activation": "gelu_tanh",
+            "attention_softcap": 20.0,
+            "attention_scale": 0.2,
+            "windows": (7, None),
+            "embedding_scale": 8.0,
+            "qk_norm": None,
+        }
+    ),
+    "olmo2": BASE.model_copy(update={"norm_placement": "post", "qk_norm": "projection", "kv_heads": 4}),
+    "sinks, yarn, no rope by turns": BASE.model_copy(
+        update={"attention_sinks": True, "ropes": (YARN, None), "kv_heads": 1, "windows": (20,)}
+    ),
+}
+
+
+def _model(config: DecoderConfig, quantization: Quantization) -> Decoder:
+    torch.manual_seed(0)
+    model = Decoder(config)
+    for name, weight in model.named_parameters():
+        scale = weight.shape[-1] ** -0.5 if weight.ndim > 1 else 0.3
+        torch.nn.init.normal_(weight, float("norm.weight" in name and not config.norm_offset), scale)
+    return quantize(model.eval(), quantization)
+
+
+class _Rounded(Memory):
+    """Keys and values in bf16, as a cache keeps them."""
+
+    def attend(self, layer: int, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTV: Tensor, spec: AttentionSpec) -> Tensor:
+        return super().attend(layer, q_BHTK, k_BGTK.bfloat16().float(), v_BGTV.bfloat16().float(), spec)
+
+
+def _fused(model: Decoder) -> FusedDecoder:
+    assert can_fuse(model)
+    cache = PagedCache(model, model.config.attention_layers, 12, 1)
+    return FusedDecoder(model, cache.keys_PGK, cache.values_PGV, model.config.context)
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.inference_mode()
+def test_states_are_those_of_the_layers_run_one_by_one(name: str, quantization: Quantization) -> None:
+    """Sums in another order now and then move an activation to its next eight-bit step; nothing else differs."""
+    model, T = _model(CONFIGS[name], quantization), 61
+    ids = torch.randint(64, (T,), generator=torch.Generator().manual_seed(1)).tolist()
+    expected_TD = model.hidden(torch.tensor([ids]), torch.arange(T)[None], _Rounded(), torch.float32)[0]
+    table = [5, 2, 9, 7]
+    states_TD = _fused(model).hidden(ids, range(T), [table] * T)
+    error = (states_TD - expected_TD).norm() / expected_TD.norm()
+    assert error < 0.02
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.inference_mode()
+def test_a_token_is_the_same_in_parts_and_in_company(name: str) -> None:
+    model, T = _model(CONFIGS[name], "int4"), 45
+    draw = torch.Generator().manual_seed(2)
+    one, other = (torch.randint(64, (T,), generator=draw).tolist() for _ in range(2))
+    table, second = [5, 2, 9], [1, 3, 4]
+    whole_TD = _fused(model).hidden(one, range(T), [table] * T)
+    fused = _fused(model)
+    fused.hidden(other[:30], range(30), [second] * 30)
+    for first, last in ((0, 1), (1, 18), (18, 44)):
+        ids, positions = one[first:last], range(first, last)
+        part_TD = fused.hidden(ids, positions, [table] * len(ids))
+        assert torch.equal(part_TD, whole_TD[first:last])
+    both_ND = fused.hidden([other[30], one[44], other[31]], [30, 44, 31], [second, table, second])
+    assert torch.equal(both_ND[1], whole_TD[44])
+    assert len(table) * BLOCK >= T
+
+
+@torch.inference_mode()
+def test_threads_do_not_change_the_result() -> None:
+    model, ids = _model(BASE, "int8"), list(range(20))
+    before = torch.get_num_threads()
+    results = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        results.append(_fused(model).hidden(ids, range(20), [[1, 2]] * 20))
+    torch.set_num_threads(before)
+    assert torch.equal(*results)
+
+
+def test_what_compiled_code_does_not_know_is_left_to_torch() -> None:
+    for change in ({"alibi": True}, {"norm": "layer"}, {"head_dim": 8}, {"activation": "relu2"}):
+        assert not can_fuse(_model(BASE.model_copy(update=change), "int8"))
+    assert not can_fuse(Decoder(BASE))
