@@ -28,7 +28,7 @@ def random_decoder(config: DecoderConfig) -> Decoder:
     model = Decoder(config).eval()
     with torch.no_grad():
         for weight in model.parameters():
-            if weight.ndim == 2:
+            if weight.ndim >= 2:  # Those of experts are stacked.
                 weight.normal_(0.0, 2 * weight.shape[-1] ** -0.5)
     return model
 
