@@ -10,14 +10,18 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from wenfang.core.errors import InputError
 from wenfang.core.report import Reporter
+from wenfang.data import index as index_stage
+from wenfang.data.index import IndexConfig
 from wenfang.model import Decoder, DecoderConfig
 from wenfang.model.families import family_for
 from wenfang.model.folder import stored_tensors
 from wenfang.model.memory import Memory
 from wenfang.model.parts import MoeConfig
+from wenfang.train import pretrain
 from wenfang.train.compare import stage
 from wenfang.train.compare.config import CompareConfig
 from wenfang.train.compare.measure import bits_per_byte, longer
+from wenfang.train.config import PretrainConfig
 
 SHAPE = {"dim": 32, "layers": 1, "heads": 2, "kv_heads": 2, "head_dim": 16, "hidden": 64}
 SMALL = DecoderConfig(vocab_size=97, context=16, **SHAPE)
@@ -92,6 +96,36 @@ def test_longer_contexts_keep_the_weights_and_yarn_changes_the_angles_alone() ->
     assert (scaling.factor, scaling.original_context) == (2.0, 16)
     assert longer(Decoder(SMALL.model_copy(update={"absolute_positions": "learned"})), 32, yarn=False) is None
     assert longer(Decoder(SMALL.model_copy(update={"ropes": (None,)})), 32, yarn=True) is None
+
+
+def test_variants_with_retrieval_read_the_rows_that_the_others_read(
+    config: CompareConfig, corpus_folder: Path, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    for name in ("plain", "index", "out"):
+        (tmp_path / name).mkdir()
+    common = {"corpus": corpus_folder, "steps": 2, "batch": 4, "context": 32, "compile": False, "dtype": "float32"}
+    pretrain.run(PretrainConfig(**common, **SHAPE, tokenizer=tokenizer_folder), tmp_path / "plain", Reporter())
+    index = IndexConfig(corpus=corpus_folder, model=tmp_path / "plain", chunk=8)
+    index_stage.run(index, tmp_path / "index", Reporter())
+    retro = {"chunk": 8, "neighbours": 2, "layers": (0,)}
+    lab = {"tokenizer": tokenizer_folder, "index": tmp_path / "index", "decode_tokens": 2, "base": SHAPE}
+    lab |= {"variants": {"plain": {}, "one": {"retro": retro | {"neighbours": 1}}, "two": {"retro": retro}}}
+    config = CompareConfig(**common, **lab)
+    stage.run(config, tmp_path / "out", Reporter())
+    plain, one, two = json.loads((tmp_path / "out" / "comparison.json").read_bytes())
+    # Fresh readers change nothing; two steps later they have learned something.
+    assert len({result["bits_per_byte"] for result in (plain, one, two)}) == 3
+    assert [point["tokens"] for point in plain["curve"]] == [point["tokens"] for point in two["curve"]]
+    # The encoder reads 2 · neighbours tokens for each of the text's.
+    weights = DecoderConfig(vocab_size=97, **SHAPE, retro=retro).matmul_parameters
+    weights -= DecoderConfig(vocab_size=97, **SHAPE, retro=retro | {"neighbours": 1}).matmul_parameters
+    assert two["flops_per_token"] - one["flops_per_token"] == pytest.approx(6 * weights, rel=0.1)
+    wrong = config.model_copy(update={"variants": {"odd": {"retro": retro | {"chunk": 4}}}})
+    with pytest.raises(InputError, match=r"variants\.odd: retro\.chunk=4"):
+        stage.run(wrong, tmp_path / "out", Reporter())
+    for changes, match in (({"index": None}, "need index"), ({"extrapolate": 2}, "exclude each other")):
+        with pytest.raises(ValueError, match=match):
+            CompareConfig(**config.model_dump() | changes)
 
 
 def test_a_variant_that_is_no_decoder_is_refused_by_name_and_field(config: CompareConfig, tmp_path: Path) -> None:

@@ -93,7 +93,15 @@ def plan_training(
         trace.flops, trace.peak_bytes = 0, trace.live_bytes
         ids_BT = torch.zeros(batch, context, dtype=torch.long)
         documents_BT, positions_BT = torch.zeros_like(ids_BT), torch.arange(context).expand(batch, -1)
-        total = cross_entropy_sum(model, ids_BT, ids_BT, documents_BT, positions_BT, getattr(torch, dtype))
+        total = cross_entropy_sum(
+            model,
+            ids_BT,
+            ids_BT,
+            documents_BT,
+            positions_BT,
+            getattr(torch, dtype),
+            neighbours_BSNR=_neighbours(config, ids_BT),
+        )
         (total / ids_BT.numel()).backward()
         for each in optimizers:
             each.step()
@@ -113,6 +121,12 @@ def plan_training(
         compiled=compiled,
         flops_per_token=trace.flops / (batch * context),
     )
+
+
+def _neighbours(config: DecoderConfig, ids_BT: Tensor) -> Tensor | None:
+    """Neighbours of every chunk of the rows, for a decoder that reads them."""
+    B, T = ids_BT.shape
+    return None if config.retro is None else ids_BT.new_zeros(B, T // config.retro.chunk, *config.retro.shape)
 
 
 def _make_state(model: Decoder, optimizers: list[Optimizer]) -> None:

@@ -8,20 +8,19 @@ import numpy as np
 import torch
 
 from wenfang.core.artifact import Summary, check_artifact
-from wenfang.core.corpus import read_texts
 from wenfang.core.errors import InputError
 from wenfang.core.language import say
 from wenfang.core.report import Reporter
-from wenfang.data.chunks import ChunkIndex, check_tokenizer, document_key
+from wenfang.data.chunks import ChunkIndex
 from wenfang.model import Decoder, DecoderConfig, load_model, save_model
 from wenfang.tokenizer import Tokenizer
 from wenfang.train.card import model_card
 from wenfang.train.config import PretrainConfig
 from wenfang.train.loop import mean_loss, train
 from wenfang.train.objective import Dataset, NextToken, Objective, Rows, Task, activation_dtype, next_token
-from wenfang.train.packing import IGNORED, Document, split_long
+from wenfang.train.packing import IGNORED
 from wenfang.train.realm import MarginalLikelihood, continuations
-from wenfang.train.retrieval import Pieces, look_up, retro_config, with_retrieval
+from wenfang.train.retrieval import look_up, open_index, read_pieces, retro_config, with_retrieval
 from wenfang.train.vocabulary import adopt_vocabulary
 
 
@@ -36,7 +35,7 @@ def run(config: PretrainConfig, out: Path, report: Reporter) -> Summary:
     vocabulary = config.tokenizer or config.model
     assert vocabulary is not None  # The config has seen to it.
     tokenizer = Tokenizer.load(vocabulary)
-    index = _open_index(config, tokenizer)
+    index = None if config.index is None else open_index(config.index, tokenizer)
     task, blind = _task(config, tokenizer, index, report)
     summary: Summary = {}
     torch.manual_seed(config.seed)
@@ -74,7 +73,10 @@ def _task(
     config: PretrainConfig, tokenizer: Tokenizer, index: ChunkIndex | None, report: Reporter
 ) -> tuple[Task, Dataset]:
     """What is learned, and the validation data without neighbours."""
-    pieces = [_read(config.corpus / f"{split}.parquet", tokenizer, config, report) for split in ("train", "validation")]
+    pieces = [
+        read_pieces(config.corpus / f"{split}.parquet", tokenizer, config.context, report)
+        for split in ("train", "validation")
+    ]
     training, validation = (side.rows(config.context) for side in pieces)
     if index is not None and config.retrieval.method == "realm":
         read, held_out = (continuations(side, index, config.retrieval.neighbours, report) for side in pieces)
@@ -85,7 +87,7 @@ def _task(
         return next_token(found, held, config), validation
     if config.replay is not None:
         check_artifact(config.replay, "corpus")
-        old = _read(config.replay / "train.parquet", tokenizer, config, report).rows(config.context)
+        old = read_pieces(config.replay / "train.parquet", tokenizer, config.context, report).rows(config.context)
         training = mix(training, old, share=config.replay_share, seed=config.seed)
     return next_token(training, validation, config), validation
 
@@ -134,7 +136,7 @@ def _knowledge(
     summary: Summary = {}
     for name, corpus in (("corpus", config.corpus), ("replay", config.replay)):
         if corpus is not None:
-            pieces = _read(corpus / "validation.parquet", tokenizer, config, report)
+            pieces = read_pieces(corpus / "validation.parquet", tokenizer, config.context, report)
             rows, measure = pieces.rows(config.context), NextToken(activation_dtype(config))
             summary[f"{name}_bits_per_character_{when}"] = _bits(_measure(model, measure, rows, config), rows)
     return summary
@@ -167,25 +169,3 @@ def decoder_config(config: PretrainConfig, vocab_size: int) -> DecoderConfig:
         context=config.context,
         tie_embeddings=config.tie_embeddings,
     )
-
-
-def _open_index(config: PretrainConfig, tokenizer: Tokenizer) -> ChunkIndex | None:
-    """The index, checked against the tokenizer."""
-    if config.index is None:
-        return None
-    index = ChunkIndex.load(config.index)
-    check_tokenizer(config.index, tokenizer)
-    return index
-
-
-def _read(path: Path, tokenizer: Tokenizer, config: PretrainConfig, report: Reporter) -> Pieces:
-    """Tokenise one split: `<|bos|>` text `<|end|>`, longer documents cut into rows."""
-    characters, documents, keys = 0, list[Document](), list[int]()
-    for texts in read_texts(path, report, say(zh=f"編碼 {path.stem}", en=f"encoding {path.stem}")):
-        characters += sum(map(len, texts))
-        for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
-            whole = [tokenizer.bos_id, *ids, tokenizer.end_id]
-            pieces = split_long((whole, [True] * len(whole)), config.context)
-            documents += pieces
-            keys += [document_key(text)] * len(pieces)
-    return Pieces(documents, keys, characters / sum(len(ids) - 1 for ids, _ in documents))

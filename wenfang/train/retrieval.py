@@ -1,20 +1,25 @@
 """Training with neighbours: each complete chunk of each document brings what an index found for it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import accumulate, takewhile
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from wenfang.core.corpus import read_texts
 from wenfang.core.errors import InputError
 from wenfang.core.language import say
 from wenfang.core.report import Reporter
-from wenfang.data.chunks import ChunkIndex, Numbers, cut, padded
+from wenfang.data.chunks import ChunkIndex, Numbers, check_tokenizer, cut, document_key, padded
 from wenfang.model import Decoder
 from wenfang.model.families.native import FAMILY as NATIVE
 from wenfang.model.parts import RetroConfig
+from wenfang.tokenizer import Tokenizer
 from wenfang.train.config import RetrievalConfig
 from wenfang.train.objective import Batch, RowNumbers, Rows
-from wenfang.train.packing import Document, best_fit, pack
+from wenfang.train.packing import Document, best_fit, pack, split_long
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,40 @@ class Pieces:
         """Packed for plain training."""
         return Rows(pack(self.documents, context), self.characters_per_token)
 
+    def first(self, tokens: int) -> "Pieces":
+        """The first pieces, as many as have `tokens` together, or all."""
+        sums = accumulate((len(ids) - 1 for ids, _ in self.documents), initial=0)
+        count = sum(1 for _ in takewhile(lambda before: before < tokens, sums))
+        return replace(self, documents=self.documents[:count], keys=self.keys[:count])
+
+
+def read_pieces(
+    path: Path, tokenizer: Tokenizer, context: int, report: Reporter, *, size: Callable[[str], int] = len
+) -> Pieces:
+    """Tokenise one split: `<|bos|>` text `<|end|>`, longer documents cut into rows of `context`. What `size` says of a
+    text counts as its characters."""
+    characters, documents, keys = 0, list[Document](), list[int]()
+    for texts in read_texts(path, report, say(zh=f"編碼 {path.stem}", en=f"encoding {path.stem}")):
+        characters += sum(map(size, texts))
+        for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
+            whole = [tokenizer.bos_id, *ids, tokenizer.end_id]
+            pieces = split_long((whole, [True] * len(whole)), context)
+            documents += pieces
+            keys += [document_key(text)] * len(pieces)
+    return Pieces(documents, keys, characters / sum(len(ids) - 1 for ids, _ in documents))
+
+
+def open_index(folder: Path, tokenizer: Tokenizer) -> ChunkIndex:
+    """An index of chunks of this tokenizer.
+
+    Raises:
+        DataError: they are of another one.
+        InputError: there is no index, or it is damaged.
+    """
+    index = ChunkIndex.load(folder)
+    check_tokenizer(folder, tokenizer)
+    return index
+
 
 @dataclass(frozen=True)
 class RetrievedRows(Rows):
@@ -39,6 +78,15 @@ class RetrievedRows(Rows):
     index: ChunkIndex
     found_NSK: Numbers
     """Of each row, for each of its complete chunks in order, the numbers of its neighbours; −1 for none."""
+
+    @property
+    def plain(self) -> Rows:
+        """The same rows without neighbours."""
+        return Rows(self.packed, self.characters_per_token)
+
+    def nearest(self, count: int) -> "RetrievedRows":
+        """The same rows with the nearest `count` neighbours of each chunk."""
+        return replace(self, found_NSK=self.found_NSK[..., :count])
 
     def batch(self, rows: RowNumbers) -> Batch:
         plain = super().batch(rows)

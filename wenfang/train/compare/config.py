@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, model_validator
 
-from wenfang.core.config import Corpus, TokenizerFolder
+from wenfang.core.config import ChunkIndex, Corpus, TokenizerFolder
 from wenfang.train.config import TrainConfig
 
 if TYPE_CHECKING:  # Importing the decoder's shape imports torch.
@@ -22,6 +22,9 @@ class CompareConfig(TrainConfig):
     """What is compared: by name, the fields in which each differs from `base`."""
     extrapolate: int = Field(default=1, ge=1, le=16)
     """Also measure on rows up to this many times longer; plain rotary embeddings with YaRN and without."""
+    index: ChunkIndex | None = None
+    """For variants with `retro`: look up neighbours of each chunk here, never of the same document. All variants then
+    learn documents that do not see each other, packed into rows, instead of running text."""
     decode_tokens: int = Field(default=64, gt=0)
     """Tokens written to measure the speed of decoding."""
     compile: bool = False
@@ -35,6 +38,15 @@ class CompareConfig(TrainConfig):
             taken = sorted({"vocab_size", "context"} & (fields.keys() | self.base.keys()))
             if taken:
                 raise ValueError(f"variants.{name}: {taken[0]} is not a variant's own; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _check_index(self) -> Self:
+        reads = any("retro" in fields for fields in (self.base, *self.variants.values()))
+        if reads != (self.index is not None):
+            raise ValueError("variants with retro need index, and index is for them alone")
+        if reads and self.extrapolate > 1:
+            raise ValueError("index and extrapolate exclude each other")
         return self
 
     def shape(self, name: str, vocab_size: int) -> "DecoderConfig":

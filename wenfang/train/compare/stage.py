@@ -1,28 +1,24 @@
 """The stage `model.compare`: several architectures learn the same, and what became of them."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from wenfang.core.artifact import Summary, check_artifact, write_atomically
-from wenfang.core.corpus import read_texts
-from wenfang.core.errors import DataError
 from wenfang.core.forecast import Forecast
-from wenfang.core.language import say
 from wenfang.core.report import Reporter
 from wenfang.model import Decoder
 from wenfang.model.plan import plan_inference
 from wenfang.tokenizer import Tokenizer
 from wenfang.train.compare.config import CompareConfig
+from wenfang.train.compare.data import Data, Text, running_text, with_neighbours
 from wenfang.train.compare.measure import bits_per_byte, decode_tokens_per_s, longer
 from wenfang.train.compare.result import Point, Result
 from wenfang.train.compare.table import draw, markdown
 from wenfang.train.loop import train
-from wenfang.train.objective import Rows, activation_dtype, next_token
-from wenfang.train.packing import Packed
+from wenfang.train.objective import activation_dtype, next_token
 from wenfang.train.plan import plan_training
 
 RESULT = "result.json"
@@ -30,37 +26,17 @@ EAGER_SHARE = 0.2
 """Share of a plain matrix product's speed that uncompiled steps of small decoders reach (docs/log.md, 2026-11-24)."""
 
 
-@dataclass(frozen=True)
-class _Text:
-    """One split as a single stream of tokens."""
-
-    ids: torch.Tensor
-    bytes_per_token: float
-
-    def rows(self, context: int) -> Rows:
-        """The stream cut into rows, each one document of its own."""
-        count = (len(self.ids) - 1) // context
-        ids_NT, targets_NT = (
-            self.ids[start : start + count * context].view(count, context).numpy().astype(np.int32) for start in (0, 1)
-        )
-        documents_NT = np.zeros((count, context), np.int16)
-        positions_NT = np.broadcast_to(np.arange(context, dtype=np.int16), (count, context)).copy()
-        # The loop's "characters" are bytes here, so its figures are bits per byte.
-        return Rows(Packed(ids_NT, targets_NT, documents_NT, positions_NT), self.bytes_per_token)
-
-
 def run(config: CompareConfig, out: Path, report: Reporter) -> Summary:
     """Train and measure each variant that has not been yet, then write `README.md`, `curves.svg` and `comparison.json`.
 
     Raises:
-        InputError: an input is missing or damaged, or a variant is no decoder.
+        InputError: an input is missing or damaged, or a variant is no decoder or does not fit the index.
         DataError: a split of the corpus is empty or shorter than the longest row.
     """
     check_artifact(config.corpus, "corpus")
     tokenizer = Tokenizer.load(config.tokenizer)
     shapes = {name: config.shape(name, tokenizer.vocab_size) for name in config.variants}
-    training = _read(config.corpus / "train.parquet", tokenizer, config, report)
-    validation = _read(config.corpus / "validation.parquet", tokenizer, config, report)
+    data = (running_text if config.index is None else with_neighbours)(config, tokenizer, report)
     results = []
     for name, shape in shapes.items():
         place = out / name
@@ -69,7 +45,7 @@ def run(config: CompareConfig, out: Path, report: Reporter) -> Summary:
             torch.manual_seed(config.seed)
             model = Decoder(shape)
             model.initialise()
-            result = _study(name, model, training, validation, config, place, report)
+            result = _study(name, model, data, config, place, report)
             write_atomically(place / RESULT, json.dumps(asdict(result), indent=1).encode())
         results.append(Result.from_dict(json.loads((place / RESULT).read_bytes())))
         report.notice(f"{name}: {results[-1].bits_per_byte:.4f} bits/byte")
@@ -96,11 +72,9 @@ def forecast(config: CompareConfig) -> Forecast:
     )
 
 
-def _study(
-    name: str, model: Decoder, training: _Text, validation: _Text, config: CompareConfig, place: Path, report: Reporter
-) -> Result:
+def _study(name: str, model: Decoder, data: Data, config: CompareConfig, place: Path, report: Reporter) -> Result:
     """Train one variant and measure it."""
-    task = next_token(training.rows(config.context), validation.rows(config.context), config)
+    task = next_token(*data.sides(model.config), config)
     metrics = place / "metrics.jsonl"
     train(model, task, config, place, Reporter(metrics_path=metrics, console=report.console), label=name)
     model.eval()
@@ -126,15 +100,15 @@ def _study(
         training_bytes=step.weights_bytes + step.optimizer_bytes + step.working_bytes,
         cache_bytes=plan.cache_bytes,
         decode_tokens_per_s=decode_tokens_per_s(model, config.decode_tokens),
-        lengths=_lengths(model, validation, config, dtype),
+        lengths=_lengths(model, data.text, config, dtype),
     )
 
 
-def _lengths(model: Decoder, text: _Text, config: CompareConfig, dtype: torch.dtype) -> dict[str, float]:
+def _lengths(model: Decoder, text: Text | None, config: CompareConfig, dtype: torch.dtype) -> dict[str, float]:
     """Bits per byte by length, and by length with YaRN; none where the architecture cannot be asked."""
     found: dict[str, float] = {}
     factor = 1
-    while factor <= config.extrapolate and config.extrapolate > 1:
+    while text is not None and factor <= config.extrapolate and config.extrapolate > 1:
         for yarn in (False, True) if factor > 1 else (False,):
             reader = longer(model, factor * config.context, yarn=yarn)
             if reader is not None:
@@ -156,24 +130,3 @@ def _curve(metrics: Path, *, tokens_per_step: int, flops_per_step: float) -> lis
                 Point(step * tokens_per_step, step * flops_per_step, seconds, values["validation_bits_per_character"])
             )
     return points
-
-
-def _read(path: Path, tokenizer: Tokenizer, config: CompareConfig, report: Reporter) -> _Text:
-    """As much of a split as the budget reads, one document after another."""
-    longest = config.extrapolate * config.context
-    wanted = max(config.steps * config.accumulate * config.batch * config.context, 64 * longest) + 1
-    ids: list[int] = []
-    size = 0
-    for texts in read_texts(path, report, say(zh=f"編碼 {path.stem}", en=f"encoding {path.stem}")):
-        if len(ids) < wanted:
-            size += sum(len(text.encode()) for text in texts)
-            for document in tokenizer.encode_batch(texts):
-                ids += [tokenizer.bos_id, *document, tokenizer.end_id]
-    if len(ids) <= longest:
-        raise DataError(
-            say(
-                zh=f"{str(path)!r} 只有 {len(ids)} 個 token，不足一列 {longest}。",
-                en=f"{str(path)!r} has only {len(ids)} tokens, less than one row of {longest}.",
-            )
-        )
-    return _Text(torch.tensor(ids), size / len(ids))
