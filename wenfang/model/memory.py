@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wenfang import native
+
 State = tuple[Tensor, ...]
 """What a recurrent mixer carries from one call to the next; each tensor begins with the batch dimension."""
 
@@ -32,6 +34,11 @@ class AttentionSpec:
     """A score per head that takes part in the softmax and brings no value (gpt-oss, Xiao et al. 2024)."""
     latent: int | None = None
     """Where set, the values are the first `latent` channels of the keys; a cache keeps the keys only (MLA)."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether the softmax is of the scaled scores alone."""
+        return self.softcap is None and self.slopes is None and self.sinks_H is None
 
 
 class Sight:
@@ -131,8 +138,28 @@ class Memory:
         self._sight: Sight | None = None
 
     def attend(self, layer: int, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTV: Tensor, spec: AttentionSpec) -> Tensor:
-        """Context_BHTV of the call's queries over all keys that they may see, the call's own included."""
+        """Context_BHTV of the call's queries over all keys that they may see, the call's own included.
+
+        Where it can run, our own kernel does this; it never computes what a query does not see.
+        """
+        seen_BT = self.seen(q_BHTK) if spec.plain and native.can_attend(q_BHTK, v_BGTV) else None
+        if seen_BT is None:
+            return self.attend_masked(q_BHTK, k_BGTK, v_BGTV, spec)
+        if spec.window is not None:
+            seen_BT = seen_BT.clamp(max=spec.window - 1)
+        starts_BT = torch.arange(seen_BT.shape[1], device=seen_BT.device) - seen_BT
+        return native.attention(q_BHTK, k_BGTK, v_BGTV, starts_BT.int(), spec.scale)
+
+    def attend_masked(self, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTV: Tensor, spec: AttentionSpec) -> Tensor:
+        """The same by torch."""
         return attention(q_BHTK, k_BGTK, v_BGTV, self.sight(q_BHTK), spec)
+
+    def seen(self, q_BHTK: Tensor) -> Tensor | None:
+        """How many positions right before each one its document or sequence has, [B, T]; None where that is not known
+        of packed rows."""
+        if self.documents_BT is not None:
+            return None
+        return torch.arange(q_BHTK.shape[2], device=q_BHTK.device).expand(len(q_BHTK), -1)
 
     def recall(self, place: str) -> State | None:
         """The state that a recurrent part of the decoder kept in the last call; None at the beginning of the

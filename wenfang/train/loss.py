@@ -4,7 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wenfang import native
 from wenfang.model import Decoder
 from wenfang.model.memory import AttentionSpec, Memory, attention_products
 from wenfang.train.packing import IGNORED
@@ -14,18 +13,17 @@ AHEAD_WEIGHT = 0.3
 
 
 class _Rows(Memory):
-    """Packed rows. Our own kernel never computes what a document does not see; where the processor cannot run it, plain
-    products beat the CPU's fused attention at the length of our rows (docs/log.md, 2026-11-23)."""
+    """Packed rows. Where our own kernel cannot run, plain products beat the CPU's fused attention at the length of our
+    rows (docs/log.md, 2026-11-23)."""
 
     def __init__(self, documents_BT: Tensor, positions_BT: Tensor) -> None:
         super().__init__(documents_BT)
         self._positions_BT = positions_BT
 
-    def attend(self, layer: int, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTV: Tensor, spec: AttentionSpec) -> Tensor:
-        if native.can_attend(q_BHTK, v_BGTV) and spec.softcap is None and spec.slopes is None and spec.sinks_H is None:
-            seen_BT = self._positions_BT if spec.window is None else self._positions_BT.clamp(max=spec.window - 1)
-            starts_BT = torch.arange(seen_BT.shape[1], device=seen_BT.device) - seen_BT
-            return native.attention(q_BHTK, k_BGTK, v_BGTV, starts_BT.int(), spec.scale)
+    def seen(self, q_BHTK: Tensor) -> Tensor:
+        return self._positions_BT
+
+    def attend_masked(self, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTV: Tensor, spec: AttentionSpec) -> Tensor:
         return attention_products(q_BHTK, k_BGTK, v_BGTV, self.sight(q_BHTK).bias(spec, q_BHTK.dtype), spec)
 
 
