@@ -1,11 +1,12 @@
 """Every family that llama.cpp knows, written as GGUF and run by llama.cpp itself on random weights."""
 
 import contextlib
+import math
 from pathlib import Path
 
 import pytest
 import torch
-from gguf import GGMLQuantizationType
+from gguf import GGMLQuantizationType, GGUFWriter
 from judge_llama_cpp import llama_cpp
 from test_folder import random_model, write
 from test_gguf_llama_cpp import divergence, logprobs
@@ -95,6 +96,14 @@ FAMILIES = {
     },
     "deepseek_v3": {
         **MLA, "family": "deepseek_v3",
+        "moe": MoeConfig(experts=8, active=3, hidden=24, layers=(False, True, True), shared_hidden=24, balance="bias",
+                         scores="sigmoid", scale=2.5, groups=4, active_groups=2),
+    },
+    "deepseek_v3-yarn": {
+        **MLA, "family": "deepseek_v3", "attention_scale": (1 + 0.08 * math.log(4.0)) ** 2 / 24**0.5,
+        "ropes": (
+            RopeConfig(theta=500.0, scaling=YarnScaling(factor=4.0, original_context=16, attention_factor=1.0)),
+        ),
         "moe": MoeConfig(experts=8, active=3, hidden=24, layers=(False, True, True), shared_hidden=24, balance="bias",
                          scores="sigmoid", scale=2.5, groups=4, active_groups=2),
     },
@@ -208,6 +217,48 @@ def test_llama_cpp_computes_with_what_we_read_from_the_same_file(
     with llama_cpp(path, context=64) as theirs:
         found = torch.stack([theirs.logprobs(IDS[: i + 1], 700) for i in starts])
     assert abs(divergence(expected[starts], found)) < bound
+
+
+def split_latent(path: Path, out: Path) -> None:
+    """A DeepSeek file as llama.cpp's converter writes it since 2025: keys and values apart, the keys transposed."""
+    file = GGUFFile(path)
+    keys = dict(file.metadata)
+    p, heads, rank = "deepseek2.attention.", keys["deepseek2.attention.head_count"], MLA["mla"].kv_rank
+    keys |= {p + "key_length_mla": keys[p + "key_length"], p + "value_length_mla": keys[p + "value_length"]}
+    keys |= {p + "key_length": rank + MLA["mla"].rope_dim, p + "value_length": rank, p + "head_count_kv": 1}
+    writer = GGUFWriter(out, "deepseek2")
+    for key, value in keys.items():
+        if isinstance(value, list):
+            writer.add_array(key, value)
+        elif key not in ("general.architecture",):
+            kinds = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+            kinds[type(value)](key, value)
+    for name in file.tensors:
+        weight = file.read(name)
+        if name.endswith("attn_kv_b.weight"):
+            keys_HNR, values_HVR = weight.unflatten(0, (heads, -1)).split((16, MLA["mla"].value_dim), 1)
+            writer.add_tensor(name.replace("kv_b", "k_b"), keys_HNR.mT.contiguous().numpy())
+            writer.add_tensor(name.replace("kv_b", "v_b"), values_HVR.contiguous().numpy())
+        else:
+            writer.add_tensor(name, weight.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize("name", ["deepseek_v2", "deepseek_v3-yarn"])
+def test_deepseek_files_of_both_layouts_are_the_same_model(name: str, tmp_path: Path, tokenizer_folder: Path) -> None:
+    model, newer = made(name, tmp_path, tokenizer_folder), tmp_path / "newer.gguf"
+    export_gguf(tmp_path, tmp_path / "model.gguf", dtype="f32")
+    split_latent(tmp_path / "model.gguf", newer)
+    again = load_model(newer)
+    for key, weight in model.state_dict().items():
+        assert torch.equal(again.state_dict()[key], weight), key
+    expected = logprobs(again, IDS)
+    with llama_cpp(newer, context=64) as theirs:
+        for i in answered(expected)[::4]:
+            torch.testing.assert_close(theirs.logprobs(IDS[: i + 1], 700), expected[i], rtol=0, atol=0.05)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -291,6 +291,7 @@ ARCHITECTURES = (
         fixed=_deepseek2_fixed,
         known=_deepseek2,
         when=lambda keys: keys.get("expert_gating_func", SOFTMAX) == SOFTMAX,
+        scaled=True,
     ),
     Architecture(
         "deepseek2",
@@ -300,6 +301,7 @@ ARCHITECTURES = (
         fixed=_deepseek3_fixed,
         known=_deepseek2,
         when=lambda keys: keys.get("expert_gating_func") == SIGMOID,
+        scaled=True,
     ),
     Architecture(
         "rwkv7",

@@ -18,6 +18,7 @@ from wenfang.model.gguf.rope import (
     FINETUNED,
     KEYS,
     ORIGINAL,
+    TEMPERATURE,
     TYPE,
     rope_factors,
     scaling_keys,
@@ -34,6 +35,8 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     FINETUNED: (True, False),
 }
 """Keys that may be there as long as they ask for nothing."""
+WIDTHS = {"attention.key_length_mla": "attention.key_length", "attention.value_length_mla": "attention.value_length"}
+"""Widths of a head in DeepSeek files of 2025 and later, whose other keys describe the latent cache instead."""
 
 
 def file_values(file: GGUFFile) -> Values:
@@ -43,7 +46,7 @@ def file_values(file: GGUFFile) -> Values:
         ModelError: a key is missing, or one asks for something nobody here would honour.
     """
     architecture = architecture_of(file)
-    for key in (*architecture.fields, FACTOR, ORIGINAL):
+    for key in (*architecture.fields, FACTOR, ORIGINAL, TEMPERATURE, *WIDTHS):
         value = file.metadata.get(architecture.prefix + key, 1)
         number = isinstance(value, int | float) and 0 <= value < LARGEST_SIZE
         if not number or (key in REQUIRED and (not value or file.value(architecture.prefix + key) is None)):
@@ -69,7 +72,7 @@ def config_values(
         ModelError: a key asks for something nobody here would honour.
     """
     prefix = architecture.prefix
-    short = {key.removeprefix(prefix): value for key, value in keys.items() if key.startswith(prefix)}
+    short = _as_before({key.removeprefix(prefix): value for key, value in keys.items() if key.startswith(prefix)})
     values: Values = {"rope_theta": 10_000.0}
     if "attention.head_count" in architecture.fields:
         heads = short["attention.head_count"]
@@ -89,6 +92,14 @@ def config_values(
     values["rope_parameters"] = {"rope_type": "default", "rope_theta": values["rope_theta"], **scaling}
     values |= {"model_type": architecture.model_types[0], "vocab_size": vocab_size, "tie_word_embeddings": tied}
     return values | architecture.known(values)
+
+
+def _as_before(keys: Values) -> Values:
+    """The keys of a newer DeepSeek file as older ones say the same; those of any other file as they are."""
+    if not all(width in keys for width in WIDTHS):
+        return keys
+    heads = {"attention.head_count_kv": keys["attention.head_count"]}
+    return {key: keys[key] for key in keys if key not in WIDTHS} | {WIDTHS[key]: keys[key] for key in WIDTHS} | heads
 
 
 def config_keys(architecture: Architecture, config: DecoderConfig) -> dict[str, int | float | str]:

@@ -1,6 +1,7 @@
 """A GGUF file as a model: its config, its weights, its tokenizer."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,22 @@ def load_gguf(path: Path, *, dtype: torch.dtype = torch.float32) -> Decoder:
     return build_model(config, family, _Tensors(file), dtype=dtype)
 
 
+_LATENT = re.compile(r"(.*)\.attn_([kv])_b\.weight")
+
+
 class _Tensors:
-    """The tensors of a file as a source of weights."""
+    """The tensors of a file as a source of weights. What newer DeepSeek files keep as two, keys for the queries' side
+    [heads, rank, width] and values [heads, width, rank], is one matrix of both here, head by head, as in older ones."""
 
     def __init__(self, file: GGUFFile) -> None:
         self._file = file
         self.shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
+        self._split = {match[1] for name in file.tensors if (match := _LATENT.fullmatch(name))}
+        for block in self._split:
+            keys, values = (self.shapes.pop(f"{block}.attn_{letter}_b.weight", ()) for letter in "kv")
+            if len(keys) != 3 or len(values) != 3 or keys[0] != values[0] or keys[1] != values[2]:
+                raise broken(file.path, f"{block}.attn_k_b {list(keys)}, attn_v_b {list(values)}")
+            self.shapes[f"{block}.attn_kv_b.weight"] = (keys[0] * (keys[2] + values[1]), keys[1])
 
     def source(self, _name: str) -> Path:
         """The file."""
@@ -52,7 +63,11 @@ class _Tensors:
 
     def read(self, name: str) -> Tensor:
         """One tensor, dequantised."""
-        return self._file.read(name)
+        block = name.removesuffix(".attn_kv_b.weight")
+        if block not in self._split:
+            return self._file.read(name)
+        keys_HRN, values_HVR = (self._file.read(f"{block}.attn_{letter}_b.weight") for letter in "kv")
+        return torch.cat((keys_HRN.mT, values_HVR), 1).flatten(0, 1)
 
 
 def load_gguf_tokenizer(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:

@@ -1,5 +1,8 @@
 """Rotary embedding for contexts longer than the first: as keys (linear, YaRN), or as a tensor of factors (Llama 3)."""
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +17,9 @@ TYPE, FACTOR, ORIGINAL = "rope.scaling.type", "rope.scaling.factor", "rope.scali
 FINETUNED = "rope.scaling.finetuned"
 LARGEST = 1e6
 """Beyond any factor in use."""
-KEYS = (TYPE, FACTOR, ORIGINAL, FINETUNED)
+TEMPERATURE = "rope.scaling.yarn_log_multiplier"
+"""DeepSeek: scores are multiplied by (1 + this · ln factor)², and angles by nothing."""
+KEYS = (TYPE, FACTOR, ORIGINAL, FINETUNED, TEMPERATURE)
 
 
 def scaling_keys(config: DecoderConfig) -> Values:
@@ -23,7 +28,8 @@ def scaling_keys(config: DecoderConfig) -> Values:
     if isinstance(scaling, LinearScaling):
         return {TYPE: "linear", FACTOR: scaling.factor}
     if isinstance(scaling, YarnScaling):
-        return {TYPE: "yarn", FACTOR: scaling.factor, ORIGINAL: scaling.original_context}
+        keys: Values = {TYPE: "yarn", FACTOR: scaling.factor, ORIGINAL: scaling.original_context}
+        return keys | ({} if config.mla is None else {TEMPERATURE: _temperature(config, scaling.factor)})
     return {}
 
 
@@ -40,15 +46,25 @@ def scaling_values(keys: Values, factors_F: Tensor | None) -> Values:
         return {}
     if kind not in ("linear", "yarn") or factors_F is not None:
         raise uncarried(TYPE, kind)
-    return {"rope_type": kind, "factor": keys[FACTOR]} | (
-        {"original_max_position_embeddings": keys[ORIGINAL]} if kind == "yarn" else {}
-    )
+    values: Values = {"rope_type": kind, "factor": keys[FACTOR]}
+    if kind == "yarn":
+        values["original_max_position_embeddings"] = keys[ORIGINAL]
+        if "attention.kv_lora_rank" in keys:
+            weight = 10 * float(str(np.float32(keys.get(TEMPERATURE, 0.0))))
+            values |= {"attention_factor": 1.0} | ({"mscale_all_dim": weight} if weight else {})
+    return values
 
 
 def rope_factors(config: DecoderConfig) -> Tensor | None:
     """What llama.cpp divides each frequency by for Llama 3's scaling, fp32; None for any other."""
     rope = _rope(config)
     return _factors(rope, config.rope_width(rope)) if isinstance(rope.scaling, Llama3Scaling) else None
+
+
+def _temperature(config: DecoderConfig, factor: float) -> float:
+    if config.attention_scale is None or factor <= 1:
+        return 0.0
+    return ((config.attention_scale * config.head_dim**0.5) ** 0.5 - 1) / math.log(factor)
 
 
 def _rope(config: DecoderConfig) -> RopeConfig:
