@@ -120,7 +120,7 @@ def test_run_makes_keeps_and_tells(tiny: Path, capsys: pytest.CaptureFixture[str
 def test_a_dry_run_tells_and_does_nothing(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "poet.yaml", "--dry-run"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert rows[2] == ["base", "tiny.model", "to", "run", "1", "min", "30", "s", "1.0", "MB", "0.0", "MB"]
+    assert rows[2] == ["base", "tiny.model", "to", "run", "1", "min", "30", "s", "1.0", "MB", "1.0", "kB"]
     assert not (tiny / "runs").exists()
     said = _said(capsys, "run", "poet.yaml", "base.memory_bytes=1000000000000000000", "--dry-run", code=2)
     assert said.startswith("base needs about 1,000,000,000.0 GB of memory")

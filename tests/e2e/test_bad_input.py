@@ -125,7 +125,7 @@ def _not_utf8() -> pa.Array:
 
 CORPORA: dict[str, tuple[Damage, str]] = {
     "absent": (shutil.rmtree, "corpus: No folder 'bad'. Check the path."),
-    "no files": (_each(Path.unlink), "'bad"),
+    "no files": (_each(Path.unlink), "corpus: 'bad' is no corpus: it has no train.parquet."),
     "cut off": (_each(lambda path: path.write_bytes(path.read_bytes()[:-500])), "'bad"),
     "not parquet": (_each(lambda path: path.write_text("床前明月光")), "'bad"),
     "damaged inside": (_each(lambda path: path.write_bytes(_hollow(path.read_bytes()))), "'bad"),

@@ -126,5 +126,5 @@ def test_the_table_shows_each_stage_its_cost_and_totals(write: Write) -> None:
     console.print(plan_table(_plan(path, "base.epochs=4", "base.memory_bytes=2000000000")))
     lines = [line.split() for line in console.export_text().splitlines()]
     assert lines[1] == ["corpus", "tiny.corpus", "kept", "–", "–", "–"]
-    assert lines[2] == ["base", "tiny.model", "to", "run", "1", "min", "30", "s", "2.0", "GB", "0.0", "MB"]
-    assert lines[-1] == ["total", "3", "min", "00", "s", "2.0", "GB", "0.0", "MB"]
+    assert lines[2] == ["base", "tiny.model", "to", "run", "1", "min", "30", "s", "2.0", "GB", "1.0", "kB"]
+    assert lines[-1] == ["total", "3", "min", "00", "s", "2.0", "GB", "2.0", "kB"]

@@ -19,18 +19,21 @@ class Config(BaseModel):
 
 @dataclass(frozen=True)
 class Input:
-    """Marks a config field as an artifact made elsewhere. `kind` is what its manifest must say."""
+    """Marks a config field as an artifact made elsewhere."""
 
     kind: str
+    """What its manifest must say."""
+    file: str | None = None
+    """What a folder from outside must hold to be one, so that any other is refused before all of it is read."""
 
 
 Source = Annotated[Path, Input("source")]
 """Raw files from outside, fingerprinted by content."""
-Corpus = Annotated[Path, Input("corpus")]
+Corpus = Annotated[Path, Input("corpus", "train.parquet")]
 Conversations = Annotated[Path, Input("conversations")]
-TokenizerFolder = Annotated[Path, Input("tokenizer")]
-ModelFolder = Annotated[Path, Input("model")]
-ChunkIndex = Annotated[Path, Input("index")]
+TokenizerFolder = Annotated[Path, Input("tokenizer", "tokenizer.json")]
+ModelFolder = Annotated[Path, Input("model", "config.json")]
+ChunkIndex = Annotated[Path, Input("index", "chunks.safetensors")]
 
 
 def input_fields(config: type[Config]) -> dict[str, Input]:

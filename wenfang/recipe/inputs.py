@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from wenfang.core.artifact import check_artifact, fingerprint_of, fingerprint_path
+from wenfang.core.artifact import MANIFEST, check_artifact, fingerprint_of, fingerprint_path
 from wenfang.core.config import Config, Input, input_fields
 from wenfang.core.errors import InputError
 from wenfang.core.language import say
@@ -63,6 +63,14 @@ def check_input(path: Path, wanted: Input) -> None:
         else:
             check_artifact(path, wanted.kind)
             found = True
+            lacking = wanted.file
+            if lacking and not any((path / name).is_file() for name in (MANIFEST, lacking)):
+                raise InputError(
+                    say(
+                        zh=f"{str(path)!r} 不是 {wanted.kind}：沒有 {lacking}。請檢查路徑。",
+                        en=f"{str(path)!r} is no {wanted.kind}: it has no {lacking}. Check the path.",
+                    )
+                )
     except (OSError, ValueError) as error:  # A name too long, a folder closed to us, a NUL in the path.
         why = getattr(error, "strerror", None) or str(error)
         raise InputError(say(zh=f"無法讀取 {str(path)!r}：{why}。", en=f"cannot read {str(path)!r}: {why}.")) from None

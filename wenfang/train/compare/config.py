@@ -23,8 +23,7 @@ class CompareConfig(TrainConfig):
     extrapolate: int = Field(default=1, ge=1, le=16)
     """Also measure on rows up to this many times longer; plain rotary embeddings with YaRN and without."""
     index: ChunkIndex | None = None
-    """For variants with `retro`: look up neighbours of each chunk here, never of the same document. All variants then
-    learn documents that do not see each other, packed into rows, instead of running text."""
+    """For variants with retro: where neighbours are looked up. All learn packed documents then, not running text."""
     decode_tokens: int = Field(default=64, gt=0)
     """Tokens written to measure the speed of decoding."""
     compile: bool = False
