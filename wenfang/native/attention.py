@@ -1,4 +1,4 @@
-"""Attention over packed rows as a torch operator with gradients, for training in bf16 on the CPU."""
+"""Attention over packed rows as a torch operator with gradients, for whole sequences in bf16 and fp32 on the CPU."""
 
 import ctypes
 import functools
@@ -15,6 +15,8 @@ from wenfang.native.library import load
 SOURCE = Path(__file__).with_name("attention.cpp")
 WIDTH_STEP = 16
 """Head widths must be multiples of what a register holds."""
+NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
+"""What the library calls the formats that it computes in."""
 
 
 class _Shape(ctypes.Structure):
@@ -38,9 +40,9 @@ _ready: Callable[[], bool] = torch.compiler.assume_constant_result(lambda: _libr
 
 
 def can_attend(q_BHTK: Tensor, v_BGTV: Tensor) -> bool:
-    """Whether `attention` serves these tensors here: bf16 on a CPU with AVX512-BF16 and a C++ compiler."""
+    """Whether `attention` serves these tensors here: bf16 or fp32 on a CPU with AVX512-BF16 and a C++ compiler."""
     fits = q_BHTK.shape[-1] % WIDTH_STEP == 0 and q_BHTK.shape[-1] == v_BGTV.shape[-1]
-    return fits and q_BHTK.device.type == "cpu" and q_BHTK.dtype == torch.bfloat16 and _ready()
+    return fits and q_BHTK.device.type == "cpu" and q_BHTK.dtype in NAMES and _ready()
 
 
 def attention(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, starts_BT: Tensor, scale: float) -> Tensor:
@@ -54,7 +56,7 @@ def attention(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, starts_BT: Tensor,
         scale: of the scores, usually 1 / √K.
 
     Returns:
-        context_BHTK, bf16, in memory [B, T, H, K]. Differentiable in q, k and v.
+        context_BHTK in the inputs' dtype, in memory [B, T, H, K]. Differentiable in q, k and v.
 
     Source: the blocked recomputation of FlashAttention (Dao et al. 2022).
     """
@@ -120,7 +122,8 @@ def _dense(x: Tensor) -> Tensor:
 def _call(name: str, q: Tensor, k: Tensor, starts: Tensor, scale: float, *arguments: Any) -> None:
     B, H, T, K = q.shape
     starts = starts.contiguous()
-    getattr(_library(), name)(ctypes.byref(_Shape(B, T, H, k.shape[1], K, scale)), _pointer(starts), *arguments)
+    shape = ctypes.byref(_Shape(B, T, H, k.shape[1], K, scale))
+    getattr(_library(), f"{name}_{NAMES[q.dtype]}")(shape, _pointer(starts), *arguments)
 
 
 def _pointer(x: Tensor) -> ctypes.c_void_p:
