@@ -7,14 +7,19 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import jsonschema
 import pytest
 from serve.fakes import FakeEngine, live
 
 from wenfang.cli import main
-from wenfang.cli.chat import chat
+from wenfang.cli.chat import _CUT, chat
+from wenfang.cli.orders import Conversation
+from wenfang.cli.talker import Server
 from wenfang.engine import Engine
+from wenfang.grammar import JsonSchema
 from wenfang.serve import create_app, load_keys, new_key
 from wenfang.serve.callers import Allowance
+from wenfang.serve.forms import ResponseFormat
 
 
 @pytest.fixture
@@ -98,3 +103,50 @@ def test_a_server_that_is_not_there_is_named(address: tuple[str, str], monkeypat
     assert main(["chat", "http://127.0.0.1:1", "--once", "秋"]) == 2
     assert "does not answer" in capsys.readouterr().err
     assert os.environ.get("WENFANG_API_KEY") is None
+
+
+SCHEMA = {"type": "object", "properties": {"題": {"type": "string", "maxLength": 4}}, "required": ["題"],
+          "additionalProperties": False}  # fmt: skip
+
+
+def test_a_reply_fulfils_its_schema(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "schema.json"
+    path.write_text(json.dumps(SCHEMA), encoding="utf-8")
+    poet = str(Path(__file__).parents[2] / "models" / "poet")
+    assert main(["chat", poet, "--once", "春", "--schema", str(path), "--seed", "1", "--max-tokens", "60"]) == 0
+    jsonschema.validate(json.loads(capsys.readouterr().out), SCHEMA)
+    assert main(["chat", poet, "--once", "春", "--schema", str(path), "--seed", "1", "--max-tokens", "2"]) == 0
+    assert capsys.readouterr().err == f"{_CUT}\n"
+
+
+def test_a_schema_comes_and_goes_in_a_conversation(
+    scripted: FakeEngine, model: Path, monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path
+) -> None:
+    path = tmp_path / "schema.json"
+    path.write_text(json.dumps(SCHEMA), encoding="utf-8")
+    (tmp_path / "broken.json").write_text("{")
+    type_in(monkeypatch, f"/schema {path}\n秋\n/schema {tmp_path}/broken.json\n夜\n/schema\n月\n")
+    chat(model)
+    assert [params.grammar and json.loads(params.grammar.schema) for _, params in scripted.asked] == [
+        SCHEMA, SCHEMA, None
+    ]  # fmt: skip
+    assert "Cannot read a JSON Schema from" in capsys.readouterr().err
+    assert main(["chat", str(model), "--once", "春", "--schema", str(tmp_path / "none.json")]) == 2
+    assert "none.json" in capsys.readouterr().err
+
+
+def test_a_server_is_asked_for_the_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    talk = Conversation("", 1.0, 1.0, None, None, remember=False, schema=json.dumps(SCHEMA))
+    monkeypatch.setattr(Server, "__init__", lambda self: setattr(self, "_model", "m"))
+    asked: list[dict[str, object]] = []
+
+    def opened(self: Server, path: str, body: dict[str, object]) -> io.BytesIO:
+        asked.append(body)
+        choice = {"delta": {"content": "{"}, "finish_reason": "length"}
+        return io.BytesIO(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n")
+
+    monkeypatch.setattr(Server, "_open", opened)
+    assert [(piece.text, piece.cut) for piece in Server().reply(talk, "春")] == [("{", True)]
+    # Both judges of a schema read the same one: the server's own parser of requests accepts it.
+    form = ResponseFormat.model_validate(asked[0]["response_format"])
+    assert form.grammar() == JsonSchema.of(SCHEMA)

@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.console import Console
 
-from wenfang.cli.orders import Conversation, obey
+from wenfang.cli.orders import Conversation, obey, read_schema
 from wenfang.cli.questions import check_text, questions
 from wenfang.cli.speculation import Ahead, Draft, LookupTokens, speculation
 from wenfang.cli.talker import Piece, Talker, open_talker
@@ -37,7 +37,13 @@ _REMEMBER = say(
 )
 
 
+_SCHEMA = say(
+    zh="JSON Schema 檔；每則回覆都是符合它的 JSON。", en="File with a JSON Schema; every reply is JSON that fulfils it."
+)
 _SYSTEM = say(zh="先告訴模型的話。", en="What the model is told before everything else.")
+
+
+_CUT = say(zh="（到了長度上限，沒有寫完）", en="(cut off at the longest reply)")
 
 
 def chat(
@@ -50,6 +56,7 @@ def chat(
     top_p: Annotated[float, Parameter(help=_TOP_P)] = 0.95,
     max_tokens: Annotated[int | None, Parameter(help=_MAX_TOKENS)] = None,
     seed: Annotated[int | None, Parameter(help=_SEED)] = None,
+    schema: Annotated[Path | None, Parameter(help=_SCHEMA)] = None,
     remember: Annotated[bool, Parameter(negative="", help=_REMEMBER)] = False,
     draft: Draft = None,
     lookup: LookupTokens = None,
@@ -59,19 +66,25 @@ def chat(
     """Talk with a model in the terminal. Ctrl-C stops a reply, Ctrl-D or /quit leaves, /help lists more."""
     if once is not None:
         check_text(once)
-    talk = Conversation(system, temperature, top_p, max_tokens, seed, remember=remember)
+    rules = None if schema is None else read_schema(schema)
+    talk = Conversation(system, temperature, top_p, max_tokens, seed, remember=remember, schema=rules)
     guesser = speculation(draft, lookup, look_ahead) if draft or lookup is not None or look_ahead else None
     with open_talker(str(model), talk, speculation=guesser, quantize=quantize) as talker:
         if once is None:
             _converse(talker, talk)
             return
+        piece = None
         for piece in talker.reply(talk, once):
             _show(piece.text)
         print()
+        if piece and piece.cut and talk.schema:
+            print(_CUT, file=sys.stderr)
 
 
 def _converse(talker: Talker, talk: Conversation) -> None:
     """Read questions and write replies until the input ends. Figures and verdicts go to standard error."""
+    from wenfang.grammar.validation import BrokenPromise
+
     console = Console(stderr=True, highlight=False)
     for question in questions():
         try:
@@ -82,7 +95,7 @@ def _converse(talker: Talker, talk: Conversation) -> None:
         except KeyboardInterrupt:
             print()
             console.print(say(zh="（已停筆）", en="(stopped)"), style="dim")
-        except InputError as error:  # Such as a question longer than the context: the next one may do.
+        except (InputError, BrokenPromise) as error:  # Such as a question longer than the context: the next may do.
             console.print(str(error), style="red", markup=False)
 
 
@@ -91,15 +104,17 @@ def _answer(talker: Talker, talk: Conversation, question: str, console: Console)
     from wenfang.studio.words import Words
 
     words = Words(language())
-    started, answer, tokens, guesses = time.monotonic(), "", 0, ""
+    started, answer, tokens, guesses, cut = time.monotonic(), "", 0, "", False
     for piece in talker.reply(talk, question):
         _show(piece.text)
         answer += piece.text
-        tokens, guesses = piece.tokens, _guesses(piece)
+        tokens, guesses, cut = piece.tokens, _guesses(piece), piece.cut
     print()
     talk.turns.append((question, answer))
     speed = tokens / max(time.monotonic() - started, 1e-9)
     notes = [words("speed", tokens=tokens, speed=speed) + guesses]
+    if cut:
+        notes.insert(0, _CUT)
     if (sheet := read_sheet(question, answer)) is not None:
         notes.insert(0, verdict_line(sheet, words))
     console.print("\n".join(notes), style="dim", markup=False, soft_wrap=True)

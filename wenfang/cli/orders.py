@@ -18,6 +18,8 @@ class Conversation:
     max_tokens: int | None
     seed: int | None
     remember: bool
+    schema: str | None = None
+    """JSON Schema, as text, that every reply must fulfil."""
     turns: list[tuple[str, str]] = field(default_factory=list)
 
     @property
@@ -49,6 +51,7 @@ def obey(talk: Conversation, order: str) -> str:
     orders = {
         "/system": _system,
         "/temp": _temperature,
+        "/schema": _schema,
         "/remember": _remember,
         "/history": _history,
         "/clear": _clear,
@@ -75,6 +78,31 @@ def _temperature(talk: Conversation, value: str) -> str:
         raise InputError(say(zh=f"溫度 {value!r} 須在 0 到 2 之間。", en=f"`/temp` takes 0 to 2, not {value!r}."))
     talk.temperature = temperature
     return say(zh=f"溫度：{temperature:g}", en=f"temperature: {temperature:g}")
+
+
+def read_schema(path: Path) -> str:
+    """A JSON Schema from a file, as text.
+
+    Raises:
+        InputError: the file cannot be read, or holds no JSON.
+    """
+    try:
+        text = path.expanduser().read_text(encoding="utf-8")
+        json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise InputError(
+            say(
+                zh=f"無法從 {str(path)!r} 讀取 JSON Schema：{why}。",
+                en=f"Cannot read a JSON Schema from {str(path)!r}: {why}.",
+            )
+        ) from None
+    return text
+
+
+def _schema(talk: Conversation, value: str) -> str:
+    talk.schema = read_schema(Path(value)) if value else None
+    return say(zh=f"回覆須符合：{value or '無'}", en=f"replies must fulfil: {value or 'nothing'}")
 
 
 def _remember(talk: Conversation, value: str) -> str:
@@ -106,8 +134,9 @@ def _save(talk: Conversation, value: str) -> str:
 
 def _help(talk: Conversation, value: str) -> str:
     return say(
-        zh="/system 文字、/temp 數字、/remember、/history、/clear、/save 檔案、/quit；\n"
+        zh="/system 文字、/temp 數字、/schema 檔案（不給則取消）、/remember、/history、/clear、/save 檔案、/quit；\n"
         '行尾的反斜線接下一行，單獨一行 """ 開始和結束一段。',
-        en="/system TEXT, /temp NUMBER, /remember, /history, /clear, /save FILE, /quit;\n"
+        en="/system TEXT, /temp NUMBER, /schema FILE (none lifts it), /remember, /history, /clear, "
+        "/save FILE, /quit;\n"
         'a backslash at the end of a line goes on in the next, """ alone on a line begins and ends a block.',
     )

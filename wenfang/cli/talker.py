@@ -33,6 +33,8 @@ class Piece:
     tokens: int
     drafted: int = 0
     accepted: int = 0
+    cut: bool = False
+    """Whether this is the last piece of a reply that did not end by itself."""
 
 
 class Talker(Protocol):
@@ -96,7 +98,8 @@ class Local:
 
         prompt = fit_prompt(self._engine, talk.read, question, system=talk.system)
         for delta in self._engine.stream(prompt, _params(talk)):
-            yield Piece(delta.text, delta.completion_tokens, delta.drafted, delta.accepted)
+            cut = delta.finish_reason == "length"
+            yield Piece(delta.text, delta.completion_tokens, delta.drafted, delta.accepted, cut)
 
 
 class Server:
@@ -130,10 +133,11 @@ class Server:
             "top_p": talk.top_p,
             "max_tokens": talk.max_tokens,
             "seed": talk.next_seed,
+            "response_format": _response_format(talk),
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        tokens = 0
+        tokens, cut = 0, False
         with self._open("/chat/completions", {k: v for k, v in body.items() if v is not None}) as answer:
             for line in answer:
                 if not line.startswith(b"data: {"):
@@ -143,7 +147,8 @@ class Server:
                     raise WenfangError(str(event["error"].get("message")))
                 text = "".join(choice["delta"].get("content") or "" for choice in event["choices"])
                 tokens = (event.get("usage") or {}).get("completion_tokens", tokens + bool(text))
-                yield Piece(text, tokens)
+                cut = cut or any(choice.get("finish_reason") == "length" for choice in event["choices"])
+                yield Piece(text, tokens, cut=cut)
 
     def _open(self, path: str, body: dict[str, Any] | None = None) -> http.client.HTTPResponse:
         headers = {"Content-Type": "application/json"}
@@ -168,10 +173,23 @@ class Server:
 
 def _params(talk: Conversation) -> "SamplingParams":
     from wenfang.engine import SamplingParams
+    from wenfang.grammar import JsonSchema
 
     return SamplingParams(
-        temperature=talk.temperature, top_p=talk.top_p, max_tokens=talk.max_tokens, seed=talk.next_seed
+        temperature=talk.temperature,
+        top_p=talk.top_p,
+        max_tokens=talk.max_tokens,
+        seed=talk.next_seed,
+        grammar=None if talk.schema is None else JsonSchema(talk.schema),
     )
+
+
+def _response_format(talk: Conversation) -> dict[str, Any] | None:
+    """The same demand in OpenAI's form."""
+    if talk.schema is None:
+        return None
+    described = {"name": "reply", "schema": json.loads(talk.schema), "strict": True}
+    return {"type": "json_schema", "json_schema": described}
 
 
 def _message(error: urllib.error.HTTPError) -> str:
