@@ -1,13 +1,16 @@
 """Chat templates with tools, against `transformers`: the same ids, and the same share that the assistant says."""
 
+import contextlib
 import json
+import time
 from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer
 
 from wenfang.core.errors import InputError
-from wenfang.tokenizer import Tokenizer
+from wenfang.tokenizer import Tokenizer, chat
+from wenfang.tokenizer.chat import ChatTemplate
 
 # ChatML with tools in the manner of Qwen, on our special tokens; `{% generation %}` is what transformers masks by.
 TEMPLATE = """<|bos|>{%- if tools %}<|system|>工具：
@@ -111,3 +114,30 @@ def test_what_a_template_cannot_do_is_told(tokenizer_folder: Path, tmp_path: Pat
     tokenizer = Tokenizer.load(folder(tokenizer_folder, tmp_path, template))
     with pytest.raises(InputError, match=told):
         tokenizer.chat_with_mask([{"role": m["role"], "content": m["content"] or "x"} for m in CONVERSATION[:5]])
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "more than 0.2 seconds"),
+        ("{% for i in range(99999) %}" + "長" * 1000 + "{% endfor %}", "writes more than"),
+        ("{{ 'x' * 999999999 }}", r"\* of 1 and 999999999"),
+        ("{{ [1] * 99999 * 99999 }}", r"\* of 99999 and 99999"),
+        ("{{ 9 ** 999999999 }}", r"\*\* of 9"),
+    ],
+)
+def test_a_template_has_limits(template: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "LONGEST_S", 0.2)
+    with pytest.raises(InputError, match=told):
+        ChatTemplate(template, {}).render([])
+    assert ChatTemplate("{{ 'ab' * 3 }}{{ 6 * 7 }}", {}).render([]) == "ababab42"
+
+
+def test_a_clock_that_strikes_late_hurts_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "TICK_S", 0.0003)
+    clock, sums = chat._Clock(), []
+    for _ in range(200):
+        with contextlib.suppress(chat._TooLong), clock.at_most(0.0005):
+            time.sleep(0.0005)
+        sums.append(sum(range(1000)))
+    assert sums == [499500] * 200
