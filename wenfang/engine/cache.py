@@ -8,15 +8,18 @@ time: then the kernel adds the same numbers in the same order whether the token 
 others, and the result is the same to the last bit.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wenfang.core.hardware import detect
 from wenfang.engine.blocks import BLOCK, SPARE
 from wenfang.engine.sequence import Sequence
 from wenfang.model import Decoder
@@ -24,6 +27,9 @@ from wenfang.model.memory import AttentionSpec, Memory, Sight, State, attention
 
 TILE = 4 * BLOCK
 """Keys are padded to a multiple of this."""
+
+MOST_MEMORY = 0.5
+"""Share of the machine's memory that a cache may come to, unless more is asked for."""
 
 LEAST_QUERIES = 4
 """torch's attention adds up in another order for fewer queries than this, in bf16 as in fp32."""
@@ -45,8 +51,8 @@ class PagedCache:
         self.keys_PGK: dict[int, Tensor] = {}
         self.values_PGV: dict[int, Tensor] = {}
         for layer in layers:
-            self.keys_PGK[layer] = weight.new_zeros(places, heads, key_width)
-            self.values_PGV[layer] = weight.new_zeros(places, heads, value_width)
+            self.keys_PGK[layer] = _zeros(weight, places, heads, key_width)
+            self.values_PGV[layer] = _zeros(weight, places, heads, value_width)
         self.queries = max(rows, LEAST_QUERIES)
 
     def copy(self, source: int, target: int) -> None:
@@ -58,6 +64,27 @@ class PagedCache:
         """For a call of B rows and T columns, of which each given sequence fills the first columns of one row with
         its next `count` tokens. What is padding attends to nothing and is kept nowhere."""
         return _Pages(self, sequences, counts, B, T)
+
+
+def affordable_blocks(model: Decoder, wanted: int) -> int:
+    """As many blocks as wanted, or as `MOST_MEMORY` allows; at least one."""
+    per_token = len(model.config.attention_layers) * _token_bytes(model)
+    return max(1, min(wanted, int(MOST_MEMORY * detect().memory_bytes) // max(1, BLOCK * per_token)))
+
+
+def _token_bytes(model: Decoder) -> int:
+    """Of one token in one layer."""
+    heads, key_width, value_width = model.config.kv_shape()
+    return heads * (key_width + value_width) * model.embed_tokens.weight.element_size()
+
+
+def _zeros(like: Tensor, *shape: int) -> Tensor:
+    """Zeros in the dtype and on the device of another tensor. On the CPU they take memory only once they are written,
+    which torch's own zeros do not wait for."""
+    if like.device.type != "cpu" or 0 in shape:
+        return like.new_zeros(shape)
+    room = np.zeros((math.prod(shape), like.element_size()), np.uint8)
+    return torch.from_numpy(room).view(like.dtype).view(shape)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from wenfang.core.errors import InputError, WenfangError
 from wenfang.core.language import say
 from wenfang.engine.batch import Batch
 from wenfang.engine.blocks import BLOCK, BlockPool
+from wenfang.engine.cache import affordable_blocks
 from wenfang.engine.completion import Completion, Delta
 from wenfang.engine.embedding import EmbeddingRequest
 from wenfang.engine.load import load_tokenizer
@@ -39,7 +40,8 @@ class Engine:
         tokenizer: its tokenizer.
         name: how clients call the model.
         max_batch: sequences that run at the same time; further ones wait.
-        cache_tokens: places of the key/value cache, shared by all; by default the whole context for each sequence.
+        cache_tokens: places of the key/value cache, shared by all; by default the whole context for each
+            sequence, or what half of the machine's memory holds.
         speculation: who guesses the next tokens, if anybody. It changes how fast texts come, never the texts.
 
     Raises:
@@ -60,7 +62,8 @@ class Engine:
         self.name = name
         self.tokenizer = tokenizer
         self.vocab_size = model.config.vocab_size
-        blocks = -(-(cache_tokens or max_batch * model.config.context) // BLOCK)
+        wanted = -(-(cache_tokens or max_batch * model.config.context) // BLOCK)
+        blocks = wanted if cache_tokens else affordable_blocks(model, wanted)
         self.context = min(model.config.context, blocks * BLOCK)
         self._max_batch, self._blocks = max_batch, blocks
         self._grammars = GrammarCompiler(tokenizer, self.vocab_size)

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from wenfang.core.allocator import return_freed_memory
 from wenfang.core.errors import ModelError
 from wenfang.core.language import say
 from wenfang.model.config import DecoderConfig
@@ -68,6 +69,8 @@ def quantize(model: Decoder, quantization: Quantization) -> Decoder:
         parent, _, child = name.rpartition(".")
         bits = 8 if name == "lm_head" else BITS[quantization]
         setattr(model.get_submodule(parent), child, QuantizedLinear(module, bits))
+    for weight in model.parameters():  # What is left lets go of the file that all were mapped from.
+        weight.data = weight.data.clone()
     return model
 
 
@@ -78,7 +81,9 @@ def load_quantized(path: Path, quantization: Quantization) -> Decoder:
         InputError, ModelError: as `load_model` and `quantize`.
     """
     check_quantizable(load_config(path))
-    return quantize(load_model(path), quantization)
+    model = quantize(load_model(path, dtype=torch.bfloat16), quantization)
+    return_freed_memory()
+    return model
 
 
 def check_quantizable(config: DecoderConfig) -> None:

@@ -25,6 +25,8 @@ from wenfang.model.families.tensor_map import TensorMap
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 HEAD = "lm_head.weight"
+CHECKED_TOGETHER = 1 << 16
+"""Numbers. Of 16-bit ones the sum makes a copy in fp32; large copies between small objects would split up the heap."""
 LARGEST_HEADER = 32 << 20
 """Bytes; the header of a model with 100,000 tensors has about 12 million."""
 DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
@@ -177,8 +179,7 @@ def read_tensor(source: TensorSource, name: str, dtype: torch.dtype) -> Tensor:
         ModelError: it holds NaN or infinity.
     """
     tensor = source.read(name)
-    # A sum meets every NaN and infinity and needs no memory; finite numbers whose sum overflows are looked at again.
-    if not tensor.sum(dtype=torch.float32).isfinite() and not tensor.isfinite().all():
+    if not all(map(_finite, tensor.reshape(-1).split(CHECKED_TOGETHER))):
         raise ModelError(
             say(
                 zh=f"{str(source.source(name))!r} 的 {name} 含有 NaN 或無限大，無法使用。",
@@ -186,6 +187,11 @@ def read_tensor(source: TensorSource, name: str, dtype: torch.dtype) -> Tensor:
             )
         )
     return tensor.to(dtype)
+
+
+def _finite(numbers: Tensor) -> bool:
+    # A sum meets every NaN and infinity; finite numbers whose sum overflows are looked at again.
+    return bool(numbers.sum(dtype=torch.float32).isfinite() or numbers.isfinite().all())
 
 
 def save_weights(

@@ -20,6 +20,8 @@ from wenfang.native.library import load
 SOURCE = Path(__file__).with_name("quantized.cpp")
 LANES, QUAD, GROUP = 16, 4, 32
 """As in the kernel: outputs of a panel, inputs multiplied at once, inputs that share a scale."""
+SLICE = 16 * LANES
+"""Outputs that are rounded at a time: the work in between takes many times their memory."""
 MOST_INPUTS = 1 << 16
 """Wider ones were never tried."""
 SHRINKAGES = (1.0, 0.95, 0.9, 0.85)
@@ -49,20 +51,28 @@ def pack(weight_OI: Tensor, bits: Bits) -> PackedWeight:
     outputs, inputs = weight_OI.shape
     if inputs > MOST_INPUTS:
         raise ValueError(f"a product of {inputs} inputs could overflow; at most {MOST_INPUTS}")
+    parts = [_pack(part, bits) for part in weight_OI.detach().split(SLICE)]
+    codes, scales = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return PackedWeight(bits, outputs, inputs, codes, scales)
+
+
+def _pack(weight_OI: Tensor, bits: Bits) -> tuple[Tensor, Tensor]:
+    """Codes and scales of some outputs."""
+    outputs, inputs = weight_OI.shape
     # Filled up with copies of the last numbers, so that a group's range stays its own.
-    weight = F.pad(weight_OI.detach()[None].float(), (0, -inputs % GROUP, 0, -outputs % LANES), mode="replicate")[0]
+    weight = F.pad(weight_OI[None].float(), (0, -inputs % GROUP, 0, -outputs % LANES), mode="replicate")[0]
     groups = weight.unflatten(1, (-1, GROUP))
     if bits == 8:
         scales = (groups.abs().amax(2, keepdim=True) / 127).clamp_min(1e-30).bfloat16()
         codes = (groups / scales).round().clamp(-127, 127) + 128
         by_panel = scales.unflatten(0, (-1, LANES)).permute(0, 2, 3, 1)
-        return PackedWeight(8, outputs, inputs, _panels(codes.flatten(1)).contiguous(), by_panel.contiguous())
+        return _panels(codes.flatten(1)).contiguous(), by_panel.contiguous()
     codes, scales, least = _four_bits(groups)
     quads = _panels(codes.flatten(1))
     ends = torch.stack((scales, least), -1)[:, :, 0]  # [O, groups, 2]
     ends = ends.unflatten(0, (-1, LANES)).permute(0, 2, 3, 1)
     codes = quads[:, ::2] | quads[:, 1::2] << 4
-    return PackedWeight(4, outputs, inputs, codes.contiguous(), ends.bfloat16().contiguous())
+    return codes.contiguous(), ends.bfloat16().contiguous()
 
 
 def unpack(weight: PackedWeight) -> Tensor:
