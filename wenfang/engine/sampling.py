@@ -102,10 +102,14 @@ def constrain(logits_NV: Tensor, samplers: Sequence[Sampler]) -> Tensor:
 
 def penalise(logits_NV: Tensor, samplers: Sequence[Sampler]) -> Tensor:
     """fp32 logits with bias and penalties applied."""
-    for i, sampler in enumerate(samplers):
-        if _penalised(sampler.params):
-            logits_NV = logits_NV.index_copy(0, torch.tensor([i]), _penalise_row(logits_NV[i], sampler)[None])
-    return logits_NV
+    if not any(_penalised(sampler.params) for sampler in samplers):
+        return logits_NV
+    return torch.stack(
+        [
+            _penalise_row(logits_V, sampler) if _penalised(sampler.params) else logits_V
+            for logits_V, sampler in zip(logits_NV, samplers, strict=True)
+        ]
+    )
 
 
 def warp(logits_NV: Tensor, samplers: Sequence[Sampler]) -> Tensor:

@@ -13,6 +13,7 @@ from wenfang.model.config import DecoderConfig
 from wenfang.model.decoder import Decoder
 from wenfang.model.folder import load_config, load_model
 from wenfang.model.linear import Linear
+from wenfang.native.pages import on_large_pages
 from wenfang.native.quantized import MOST_INPUTS, Bits, PackedWeight, linear, pack, unpack
 
 Quantization = Literal["int8", "int4"]
@@ -71,6 +72,11 @@ def quantize(model: Decoder, quantization: Quantization) -> Decoder:
         setattr(model.get_submodule(parent), child, QuantizedLinear(module, bits))
     for weight in model.parameters():  # What is left lets go of the file that all were mapped from.
         weight.data = weight.data.clone()
+    quantised = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+    codes = on_large_pages([module.codes for module in quantised])
+    scales = on_large_pages([module.scales for module in quantised])
+    for each, its_codes, its_scales in zip(quantised, codes, scales, strict=True):
+        each.codes, each.scales = its_codes, its_scales
     return model
 
 

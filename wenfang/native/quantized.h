@@ -27,6 +27,7 @@ constexpr int QUAD = 4;    // Inputs multiplied at once.
 constexpr int GROUP = 32;  // Inputs that share a scale.
 constexpr int STEPS = GROUP / QUAD;
 constexpr int ROWS = 8;    // Rows that share a look at W; their sums fill half of the registers.
+constexpr int AHEAD = 4096;  // Bytes of W fetched ahead: the processor's own guesses end at each page.
 
 using ints = std::int32_t __attribute__((vector_size(LANES * 4)));
 using floats = float __attribute__((vector_size(LANES * 4)));
@@ -151,6 +152,7 @@ void panel8(const std::uint8_t* w, const bf16* scales, const Rows& x, int row, f
     ints products[R];
     for (int r = 0; r < R; ++r) products[r] = ints{} + zeros[r * x.groups + g];
     for (int s = 0; s < STEPS; ++s, w += LANES * QUAD) {
+      __builtin_prefetch(w + AHEAD);
       const bytes weights = open(read<bytes>(w));
       for (int r = 0; r < R; ++r)
         products[r] = dot(products[r], weights, read<std::int32_t>(codes + (r * x.groups + g) * GROUP + s * QUAD));
@@ -171,6 +173,7 @@ void panel4(const std::uint8_t* w, const bf16* scales, const Rows& x, int row, f
   for (int g = 0; g < x.groups; ++g, scales += 2 * LANES) {
     ints products[R] = {};
     for (int s = 0; s < STEPS; s += 2, w += LANES * QUAD) {
+      __builtin_prefetch(w + AHEAD);
       const bytes both = read<bytes>(w);
       const bytes low = both & 15, high = (bytes)((words)both >> 4) & 15;
       for (int r = 0; r < R; ++r) {
