@@ -12,7 +12,7 @@ import pytest
 from serve.fakes import FakeEngine, live
 
 from wenfang.cli import main
-from wenfang.cli.chat import _CUT, chat
+from wenfang.cli.chat import CUT, chat
 from wenfang.cli.orders import Conversation
 from wenfang.cli.talker import Server
 from wenfang.engine import Engine
@@ -116,7 +116,7 @@ def test_a_reply_fulfils_its_schema(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["chat", poet, "--once", "春", "--schema", str(path), "--seed", "1", "--max-tokens", "60"]) == 0
     jsonschema.validate(json.loads(capsys.readouterr().out), SCHEMA)
     assert main(["chat", poet, "--once", "春", "--schema", str(path), "--seed", "1", "--max-tokens", "2"]) == 0
-    assert capsys.readouterr().err == f"{_CUT}\n"
+    assert capsys.readouterr().err == f"{CUT}\n"
 
 
 def test_a_schema_comes_and_goes_in_a_conversation(

@@ -31,3 +31,28 @@ def test_memory_once_freed_is_used_again_without_a_page_fault() -> None:
     pages = 5 * (64 << 20) // 4096
     assert faults["return"] > pages / 2
     assert faults["keep"] < pages / 100
+
+
+FREED = """
+import sys
+from wenfang.core.allocator import return_freed_memory
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+blocks = [bytearray(64 << 10) for _ in range(2000)]  # Below what malloc maps by itself.
+last = bytearray(64 << 10)  # Stays above them, so that the heap cannot shrink from its end.
+full = resident()
+del blocks
+kept = resident()
+return_freed_memory()
+print(full, kept, resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another libc manages memory here")
+def test_freed_memory_goes_back_to_the_system() -> None:
+    printed = subprocess.run([sys.executable, "-c", FREED], capture_output=True, check=True, text=True).stdout
+    full, kept, left = map(int, printed.split())
+    assert full - kept < 0.1 * full
+    assert left < 0.5 * full

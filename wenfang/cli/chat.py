@@ -35,15 +35,11 @@ _REMEMBER = say(
     zh="讓模型讀到先前的對話。詩人是以單句題目教成的，預設不讀。",
     en="Let the model read earlier turns. A poet is taught single requests, so by default it does not.",
 )
-
-
 _SCHEMA = say(
     zh="JSON Schema 檔；每則回覆都是符合它的 JSON。", en="File with a JSON Schema; every reply is JSON that fulfils it."
 )
 _SYSTEM = say(zh="先告訴模型的話。", en="What the model is told before everything else.")
-
-
-_CUT = say(zh="（到了長度上限，沒有寫完）", en="(cut off at the longest reply)")
+CUT = say(zh="（到了長度上限，沒有寫完）", en="(cut off at the longest reply)")
 
 
 def chat(
@@ -78,7 +74,7 @@ def chat(
             _show(piece.text)
         print()
         if piece and piece.cut and talk.schema:
-            print(_CUT, file=sys.stderr)
+            print(CUT, file=sys.stderr)
 
 
 def _converse(talker: Talker, talk: Conversation) -> None:
@@ -114,7 +110,7 @@ def _answer(talker: Talker, talk: Conversation, question: str, console: Console)
     speed = tokens / max(time.monotonic() - started, 1e-9)
     notes = [words("speed", tokens=tokens, speed=speed) + guesses]
     if cut:
-        notes.insert(0, _CUT)
+        notes.insert(0, CUT)
     if (sheet := read_sheet(question, answer)) is not None:
         notes.insert(0, verdict_line(sheet, words))
     console.print("\n".join(notes), style="dim", markup=False, soft_wrap=True)

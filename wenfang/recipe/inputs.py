@@ -57,20 +57,13 @@ def check_input(path: Path, wanted: Input) -> None:
     Raises:
         InputError: nothing there, another kind of artifact, a damaged one, or one that may not be read.
     """
+    found = True
     try:
         if wanted.kind == "source":
             found = path.exists()
         else:
             check_artifact(path, wanted.kind)
-            found = True
-            lacking = wanted.file
-            if lacking and not any((path / name).is_file() for name in (MANIFEST, lacking)):
-                raise InputError(
-                    say(
-                        zh=f"{str(path)!r} 不是 {wanted.kind}：沒有 {lacking}。請檢查路徑。",
-                        en=f"{str(path)!r} is no {wanted.kind}: it has no {lacking}. Check the path.",
-                    )
-                )
+        lacking = wanted.file is not None and not any((path / name).is_file() for name in (MANIFEST, wanted.file))
     except (OSError, ValueError) as error:  # A name too long, a folder closed to us, a NUL in the path.
         why = getattr(error, "strerror", None) or str(error)
         raise InputError(say(zh=f"無法讀取 {str(path)!r}：{why}。", en=f"cannot read {str(path)!r}: {why}.")) from None
@@ -79,6 +72,13 @@ def check_input(path: Path, wanted: Input) -> None:
             say(
                 zh=f"找不到 {str(path)!r}（從 {str(Path.cwd())!r} 找起）。請檢查路徑。",
                 en=f"nothing is at {str(path)!r} (seen from {str(Path.cwd())!r}). Check the path.",
+            )
+        )
+    if lacking:
+        raise InputError(
+            say(
+                zh=f"{str(path)!r} 不是 {wanted.kind}：沒有 {wanted.file}。請檢查路徑。",
+                en=f"{str(path)!r} is no {wanted.kind}: it has no {wanted.file}. Check the path.",
             )
         )
 

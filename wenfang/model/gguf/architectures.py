@@ -13,7 +13,7 @@ from wenfang.model.families.family import Values, unsupported
 from wenfang.model.families.tensor_map import Link
 from wenfang.model.gguf import links
 from wenfang.model.gguf.header import GGUFFile
-from wenfang.model.gguf.rope import FACTORS
+from wenfang.model.gguf.rope import FACTORS, LONG, SHORT
 
 COMMON = {
     "context_length": "max_position_embeddings",
@@ -76,8 +76,8 @@ class Architecture:
     """Which files of this name it stands for, by their keys."""
     scaled: bool = False
     """Whether rotary embeddings may be scaled by keys."""
-    factors: bool = False
-    """Whether they may be scaled by a tensor of factors."""
+    factors: tuple[str, ...] = ()
+    """Tensors of factors that they may be scaled by."""
     copies: Mapping[str, str] = field(default_factory=dict)
     """Tensors that llama.cpp wants and nobody reads, and what they are filled from."""
 
@@ -89,8 +89,8 @@ class Architecture:
     @property
     def family(self) -> Family:
         """The family it is read as, with llama.cpp's names of tensors."""
-        besides = (*self.copies, *((FACTORS,) if self.factors else ()))
-        return replace(FAMILIES[self.model_types[0]], links=self.links, ignored=tuple(map(re.escape, besides)))
+        besides = tuple(map(re.escape, (*self.copies, *self.factors)))
+        return replace(FAMILIES[self.model_types[0]], links=self.links, ignored=besides)
 
 
 def _square(values: Values) -> Values:
@@ -98,23 +98,34 @@ def _square(values: Values) -> Values:
     return {"head_dim": values["hidden_size"] // values["num_attention_heads"]}
 
 
+def _gemma_scale(values: Values, largest: int) -> Values:
+    """llama.cpp knows the 27B models by their layers; those scale by the width of the model, not of the head."""
+    square = values["num_hidden_layers"] == largest
+    return {"query_pre_attn_scalar": (_square(values) if square else values)["head_dim"]}
+
+
 def _gemma2(values: Values) -> Values:
-    # llama.cpp knows the 27B model by its layers; that one scales by the width of the model, not of the head.
-    largest = values["num_hidden_layers"] == 46
-    width = values["hidden_size"] // values["num_attention_heads"] if largest else values["head_dim"]
-    return {"query_pre_attn_scalar": width}
+    return _gemma_scale(values, largest=46)
 
 
 def _gemma3(values: Values) -> Values:
-    ropes = {"full_attention": values["rope_theta"], "sliding_attention": 10_000.0}
-    return {
-        "query_pre_attn_scalar": values["head_dim"],
-        "rope_parameters": {kind: {"rope_type": "default", "rope_theta": theta} for kind, theta in ropes.items()},
-    }
+    everywhere = values["rope_parameters"]
+    if everywhere["rope_type"] not in ("default", "linear"):  # llama.cpp would scale sliding layers too.
+        raise unsupported("rope_type", everywhere["rope_type"], "default|linear")
+    sliding = {"rope_type": "default", "rope_theta": 10_000.0}
+    ropes = {"full_attention": everywhere, "sliding_attention": sliding}
+    return _gemma_scale(values, largest=62) | {"rope_parameters": ropes}
 
 
 def _phi3_fixed(keys: Values) -> Values:
-    return _head_widths(keys) | {"attention.sliding_window": 0}
+    # llama.cpp reads the window and attends to everything: a model that has one is not written.
+    return {"attention.value_length": _head_widths(keys)["attention.value_length"], "attention.sliding_window": 0}
+
+
+def _phi3(values: Values) -> Values:
+    heads = _square(values)
+    rotated = values.get("rope_width", heads["head_dim"]) / heads["head_dim"]
+    return heads | {"partial_rotary_factor": rotated, "sliding_window": values.get("sliding_window") or None}
 
 
 def _heads_and_hidden(keys: Values) -> Values:
@@ -192,7 +203,7 @@ DEEPSEEK = {
     "expert_group_used_count": "topk_group",
 }
 ARCHITECTURES = (
-    Architecture("llama", ("llama", "mistral"), links.llama, COMMON, when=_dense, scaled=True, factors=True),
+    Architecture("llama", ("llama", "mistral"), links.llama, COMMON, when=_dense, scaled=True, factors=(FACTORS,)),
     Architecture(
         "llama",
         ("mixtral",),
@@ -200,14 +211,23 @@ ARCHITECTURES = (
         COMMON | {key: EXPERTS[key] for key in ("expert_count", "expert_used_count")},
         when=_sparse,
         scaled=True,
-        factors=True,
+        factors=(FACTORS,),
     ),
     Architecture("qwen3", ("qwen3",), links.qwen, COMMON, scaled=True),
     Architecture("qwen2", ("qwen2",), links.qwen, COMMON, known=_square, scaled=True),
     Architecture("qwen3moe", ("qwen3_moe",), links.qwen, COMMON | EXPERTS, known=lambda _: {"norm_topk_prob": True}),
     Architecture("smollm3", ("smollm3",), links.llama, COMMON, scaled=True),
     Architecture("olmo2", ("olmo2",), links.olmo2, COMMON, known=_square, scaled=True),
-    Architecture("phi3", ("phi3",), links.phi3, COMMON, fixed=_phi3_fixed, known=_square),
+    Architecture(
+        "phi3",
+        ("phi3",),
+        links.phi3,
+        COMMON | {"attention.sliding_window": "sliding_window", "rope.dimension_count": "rope_width"},
+        fixed=_phi3_fixed,
+        known=_phi3,
+        scaled=True,
+        factors=(LONG, SHORT),
+    ),
     Architecture(
         "gemma2",
         ("gemma2",),
@@ -221,7 +241,12 @@ ARCHITECTURES = (
         known=_gemma2,
     ),
     Architecture(
-        "gemma3", ("gemma3_text",), links.gemma, COMMON | {"attention.sliding_window": "sliding_window"}, known=_gemma3
+        "gemma3",
+        ("gemma3_text",),
+        links.gemma,
+        COMMON | {"attention.sliding_window": "sliding_window"},
+        known=_gemma3,
+        scaled=True,
     ),
     Architecture(
         "gpt2",

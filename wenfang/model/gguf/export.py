@@ -22,7 +22,7 @@ from wenfang.model.families import family_of
 from wenfang.model.folder import load_model, read_json, stored_tensors
 from wenfang.model.gguf.architectures import architecture_for
 from wenfang.model.gguf.keys import config_keys
-from wenfang.model.gguf.rope import FACTORS, rope_factors
+from wenfang.model.gguf.rope import rope_tensors
 from wenfang.model.gguf.tokens import rebuilt_alike, vocabulary_of
 from wenfang.model.gguf.vocabulary import Vocabulary
 
@@ -64,8 +64,7 @@ def export_gguf(folder: Path, out: Path, *, dtype: GGUFDtype) -> None:
     vocabulary = _padded(vocabulary_of(document), model.config.vocab_size)
     tensors = stored_tensors(model, architecture.family)
     tensors |= {copy: tensors[original] for copy, original in architecture.copies.items()}
-    if (factors_F := rope_factors(model.config)) is not None:
-        tensors[FACTORS] = factors_F
+    tensors |= rope_tensors(model.config)
     kinds = {name: _kind(name, tensor, dtype, tied="output.weight" not in tensors) for name, tensor in tensors.items()}
 
     partial = out.with_name(out.name + ".partial")

@@ -13,14 +13,11 @@ from wenfang.model.families.family import Values, differences
 from wenfang.model.gguf.architectures import Architecture, architecture_of
 from wenfang.model.gguf.header import GGUFFile, broken, uncarried
 from wenfang.model.gguf.rope import (
-    FACTOR,
-    FACTORS,
     FINETUNED,
     KEYS,
-    ORIGINAL,
-    TEMPERATURE,
+    NUMBERS,
     TYPE,
-    rope_factors,
+    rope_tensors,
     scaling_keys,
     scaling_values,
 )
@@ -46,7 +43,7 @@ def file_values(file: GGUFFile) -> Values:
         ModelError: a key is missing, or one asks for something nobody here would honour.
     """
     architecture = architecture_of(file)
-    for key in (*architecture.fields, FACTOR, ORIGINAL, TEMPERATURE, *WIDTHS):
+    for key in (*architecture.fields, *NUMBERS, *WIDTHS):
         value = file.metadata.get(architecture.prefix + key, 1)
         number = isinstance(value, int | float) and 0 <= value < LARGEST_SIZE
         if not number or (key in REQUIRED and (not value or file.value(architecture.prefix + key) is None)):
@@ -54,9 +51,9 @@ def file_values(file: GGUFFile) -> Values:
     embedding = file.tensors.get("token_embd.weight")
     vocab_size = embedding.shape[0] if embedding else len(file.strings("tokenizer.ggml.tokens"))
     tied = "output.weight" not in file.tensors
-    factors_F = file.read(FACTORS) if architecture.factors and FACTORS in file.tensors else None
+    factors = {name: file.read(name) for name in architecture.factors if name in file.tensors}
     try:
-        return config_values(architecture, file.metadata, factors_F, vocab_size=vocab_size, tied=tied)
+        return config_values(architecture, file.metadata, factors, vocab_size=vocab_size, tied=tied)
     except KeyError as error:
         raise broken(file.path, say(zh=f"缺少 {error.args[0]}", en=f"it lacks {error.args[0]}")) from None
     except ZeroDivisionError:
@@ -64,9 +61,14 @@ def file_values(file: GGUFFile) -> Values:
 
 
 def config_values(
-    architecture: Architecture, keys: Mapping[str, Any], factors_F: Tensor | None, *, vocab_size: int, tied: bool
+    architecture: Architecture,
+    keys: Mapping[str, Any],
+    factors: Mapping[str, Tensor],
+    *,
+    vocab_size: int,
+    tied: bool,
 ) -> Values:
-    """What `config.json` would say of a model with these keys, and perhaps factors of its rotary embedding.
+    """What `config.json` would say of a model with these keys and tensors of factors for its rotary embedding.
 
     Raises:
         ModelError: a key asks for something nobody here would honour.
@@ -88,7 +90,7 @@ def config_values(
             and value not in NEUTRAL.get(key, (fixed.get(key),))
         ):
             raise uncarried(prefix + key, value)
-    scaling = scaling_values(short, factors_F) if architecture.scaled else {}
+    scaling = scaling_values(short, factors) if architecture.scaled else {}
     values["rope_parameters"] = {"rope_type": "default", "rope_theta": values["rope_theta"], **scaling}
     values |= {"model_type": architecture.model_types[0], "vocab_size": vocab_size, "tie_word_embeddings": tied}
     return values | architecture.known(values)
@@ -122,11 +124,11 @@ def config_keys(architecture: Architecture, config: DecoderConfig) -> dict[str, 
     values = family.to_hf(config) | ours
     short = {key: values[name] for key, name in architecture.fields.items() if values.get(name) is not None}
     short |= architecture.fixed(short) | {"vocab_size": config.vocab_size}
+    factors = {name: tensor for name, tensor in rope_tensors(config).items() if name in architecture.factors}
     if architecture.scaled:
-        short |= scaling_keys(config)
+        short |= scaling_keys(config, factors)
     keys = {architecture.prefix + key: value for key, value in short.items()}
-    factors_F = rope_factors(config) if architecture.factors else None
-    back = config_values(architecture, keys, factors_F, vocab_size=config.vocab_size, tied=config.tie_embeddings)
+    back = config_values(architecture, keys, factors, vocab_size=config.vocab_size, tied=config.tie_embeddings)
     if lost := differences(config, family.from_hf(back)):
         raise ModelError(
             say(

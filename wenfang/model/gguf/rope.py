@@ -1,6 +1,8 @@
-"""Rotary embedding for contexts longer than the first: as keys (linear, YaRN), or as a tensor of factors (Llama 3)."""
+"""Rotary embedding for contexts longer than the first: as keys (linear, YaRN), or as tensors of factors (Llama 3,
+LongRoPE)."""
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -9,22 +11,27 @@ from torch import Tensor
 from wenfang.model.config import DecoderConfig
 from wenfang.model.families.family import Values
 from wenfang.model.gguf.header import uncarried
-from wenfang.model.parts import LinearScaling, Llama3Scaling, RopeConfig, YarnScaling
+from wenfang.model.parts import LinearScaling, Llama3Scaling, LongRopeScaling, RopeConfig, YarnScaling
 from wenfang.model.position import frequencies
 
-FACTORS = "rope_freqs.weight"
+FACTORS, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
 TYPE, FACTOR, ORIGINAL = "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length"
 FINETUNED = "rope.scaling.finetuned"
 LARGEST = 1e6
 """Beyond any factor in use."""
 TEMPERATURE = "rope.scaling.yarn_log_multiplier"
 """DeepSeek: scores are multiplied by (1 + this · ln factor)², and angles by nothing."""
-KEYS = (TYPE, FACTOR, ORIGINAL, FINETUNED, TEMPERATURE)
+ATTENTION = "rope.scaling.attn_factor"
+"""LongRoPE: cosines and sines are multiplied by this."""
+KEYS = (TYPE, FACTOR, ORIGINAL, FINETUNED, TEMPERATURE, ATTENTION)
+NUMBERS = (FACTOR, ORIGINAL, TEMPERATURE, ATTENTION)
 
 
-def scaling_keys(config: DecoderConfig) -> Values:
-    """The keys for a config's scaling; none for one that they cannot express."""
+def scaling_keys(config: DecoderConfig, tensors: Mapping[str, Tensor]) -> Values:
+    """The keys for a config's scaling beside its tensors of factors; none for one that they cannot express."""
     scaling = _rope(config).scaling
+    if isinstance(scaling, LongRopeScaling) and LONG in tensors:
+        return {ORIGINAL: scaling.original_context, ATTENTION: scaling.attention_factor}
     if isinstance(scaling, LinearScaling):
         return {TYPE: "linear", FACTOR: scaling.factor}
     if isinstance(scaling, YarnScaling):
@@ -33,13 +40,23 @@ def scaling_keys(config: DecoderConfig) -> Values:
     return {}
 
 
-def scaling_values(keys: Values, factors_F: Tensor | None) -> Values:
-    """`rope_parameters` besides the base, from keys and factors.
+def scaling_values(keys: Values, tensors: Mapping[str, Tensor]) -> Values:
+    """`rope_parameters` besides the base, from keys and tensors of factors.
 
     Raises:
         ModelError: they ask for something that no rotary embedding here does.
     """
-    kind = keys.get(TYPE, "none")
+    kind, factors_F = keys.get(TYPE, "none"), tensors.get(FACTORS)
+    if kind in ("none", "longrope") and tensors.keys() & {LONG, SHORT}:
+        return {
+            "rope_type": "longrope",
+            "long_factor": tensors[LONG].tolist(),
+            "short_factor": tensors[SHORT].tolist(),
+            "original_max_position_embeddings": keys[ORIGINAL],
+            "attention_factor": keys.get(ATTENTION, 1.0),
+        }
+    if keys.get(ATTENTION, 1.0) != 1.0:
+        raise uncarried(ATTENTION, keys[ATTENTION])
     if factors_F is not None and kind in ("none", "linear") and keys.get(FACTOR, 1.0) == 1.0:
         return _llama3(factors_F, keys)
     if kind == "none" and factors_F is None:
@@ -55,10 +72,15 @@ def scaling_values(keys: Values, factors_F: Tensor | None) -> Values:
     return values
 
 
-def rope_factors(config: DecoderConfig) -> Tensor | None:
-    """What llama.cpp divides each frequency by for Llama 3's scaling, fp32; None for any other."""
+def rope_tensors(config: DecoderConfig) -> dict[str, Tensor]:
+    """What llama.cpp divides each frequency by for the scalings of Llama 3 and LongRoPE; nothing for any other."""
     rope = _rope(config)
-    return _factors(rope, config.rope_width(rope)) if isinstance(rope.scaling, Llama3Scaling) else None
+    match rope.scaling:
+        case Llama3Scaling():
+            return {FACTORS: _factors(rope, config.rope_width(rope))}
+        case LongRopeScaling(long_factor=long, short_factor=short):
+            return {LONG: torch.tensor(long, dtype=torch.float64), SHORT: torch.tensor(short, dtype=torch.float64)}
+    return {}
 
 
 def _temperature(config: DecoderConfig, factor: float) -> float:
@@ -68,7 +90,9 @@ def _temperature(config: DecoderConfig, factor: float) -> float:
 
 
 def _rope(config: DecoderConfig) -> RopeConfig:
-    return next(filter(None, config.ropes), RopeConfig())
+    """The scaled one of a config's rotary embeddings, or the first."""
+    ropes = [rope for rope in config.ropes if rope]
+    return next((rope for rope in ropes if rope.scaling), ropes[0] if ropes else RopeConfig())
 
 
 def _factors(rope: RopeConfig, width: int) -> Tensor:
