@@ -23,6 +23,7 @@ from wenfang.core.language import say
 from wenfang.core.report import Reporter
 from wenfang.core.tensors import write_tensors
 from wenfang.train.parallel import ALONE, Workers
+from wenfang.train.sharding import like, whole
 
 FOLDER = "checkpoints"
 
@@ -80,15 +81,20 @@ class Checkpoints:
         self._pending: Future[None] | None = None
 
     def save(self, progress: Progress, *, wait: bool = False) -> None:
-        """Copy the state now and write it behind the training; `wait` returns when it is on the disk.
+        """Copy the state now and write it behind the training; `wait` returns when it is on the disk. Every process
+        calls this for the same step, as what lies in parts is put together for the first.
 
         Raises:
             OSError: this write (with `wait`) or the one before failed; older checkpoints are untouched.
         """
+        self.check(wait=True)  # One copy in memory at a time.
+        tensors: dict[str, Tensor] = {}
+        for name, tensor in self._tensors().items():
+            gathered = whole(tensor.detach())
+            if self._workers.first:
+                tensors[name] = gathered.to("cpu", copy=True).contiguous()
         if not self._workers.first:
             return
-        self.check(wait=True)  # One copy in memory at a time.
-        tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in self._tensors().items()}
         metadata = {"architecture": self._architecture(), "progress": json.dumps(dataclasses.asdict(progress))}
         self._pending = self._thread.submit(self._write, progress.step, progress.best_step, tensors, metadata)
         self.check(wait=wait)
@@ -109,21 +115,18 @@ class Checkpoints:
         Raises:
             ModelError: the checkpoint is of another architecture or another optimiser.
         """
-        progress = self._newest()
-        if self._workers.size == 1:
-            return progress
-        self._assign(self._workers.tensors_from_first(self._tensors()), with_optimizers=True)
+        tensors, progress = self._newest() if self._workers.first else ({}, Progress())
+        self._assign(tensors)
         return Progress(**self._workers.from_first(dataclasses.asdict(progress)))
 
     def load_best(self, progress: Progress) -> bool:
         """Restore the weights of the step with the lowest validation loss; False where they cannot be had."""
         self.check(wait=True)
         path = self._path(progress.best_step)
-        found = path.is_file() and self._restore(path, with_optimizers=False) is not None
-        found = bool(self._workers.from_first(found))
-        if found and self._workers.size > 1:
-            self._assign(self._workers.tensors_from_first(self._tensors()), with_optimizers=False)
-        return found
+        restored = self._restore(path) if path.is_file() else None
+        tensors = {} if restored is None else restored[0]
+        self._assign({name: tensor for name, tensor in tensors.items() if name.startswith("model.")})
+        return bool(self._workers.from_first(restored is not None))
 
     def close(self) -> None:
         """Wait for the writing thread to end."""
@@ -137,13 +140,13 @@ class Checkpoints:
         if self._folder.is_dir() and not any(self._folder.iterdir()):
             self._folder.rmdir()
 
-    def _newest(self) -> Progress:
+    def _newest(self) -> tuple[dict[str, Tensor], Progress]:
         for path in reversed(self._paths()):
-            progress = self._restore(path, with_optimizers=True)
-            if progress is not None:
-                return progress
+            restored = self._restore(path)
+            if restored is not None:
+                return restored
             path.unlink()  # It would count among the newest to keep.
-        return Progress()
+        return {}, Progress()
 
     def _tensors(self) -> dict[str, Tensor]:
         """What training changes, by name; frozen weights come from the base model again."""
@@ -179,8 +182,8 @@ class Checkpoints:
             if path not in kept:
                 path.unlink()
 
-    def _restore(self, path: Path, *, with_optimizers: bool) -> Progress | None:
-        """Load one checkpoint; None, with a warning, when it is damaged."""
+    def _restore(self, path: Path) -> tuple[dict[str, Tensor], Progress] | None:
+        """Read one checkpoint; None, with a warning, when it is damaged."""
         try:
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
@@ -199,22 +202,21 @@ class Checkpoints:
                     "Choose another output folder, or delete it to start over.",
                 )
             )
-        self._assign(tensors, with_optimizers)
-        return Progress(**json.loads(metadata["progress"]))
+        return tensors, Progress(**json.loads(metadata["progress"]))
 
     @torch.no_grad()
-    def _assign(self, tensors: Mapping[str, Tensor], with_optimizers: bool) -> None:
-        for name, weight in self._trained().items():
-            weight.copy_(tensors[f"model.{name}"])
-        if not with_optimizers:
-            return
-        for number, optimizer in enumerate(self._optimizers):
-            weights = _weights(optimizer)
-            for name, value in tensors.items():
-                if name.startswith(f"optimizer.{number}."):
-                    _, _, index, key = name.split(".", 3)
-                    # Not through `load_state_dict`, which would turn quantised states into the weight's dtype.
-                    optimizer.state[weights[int(index)]][key] = value
+    def _assign(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what the first process has read."""
+        trained, weights = self._trained(), [_weights(optimizer) for optimizer in self._optimizers]
+        for name, value in self._workers.tensors_from_first(tensors):
+            kind, _, rest = name.partition(".")
+            if kind == "model":
+                trained[rest].copy_(like(trained[rest], value))
+                continue
+            number, index, key = rest.split(".", 2)
+            weight = weights[int(number)][int(index)]
+            # Not through `load_state_dict`, which would turn quantised states into the weight's dtype.
+            self._optimizers[int(number)].state[weight][key] = like(weight, value)
 
     def _paths(self) -> list[Path]:
         return sorted(self._folder.glob("step-*.safetensors"))

@@ -58,6 +58,12 @@ class TrainConfig(Config):
     """Arithmetic of activations; auto means bfloat16 where the processor multiplies it natively."""
     compile: bool = True
     """Compile the step with torch.compile; without a C++ compiler it runs eagerly, with a notice."""
+    recompute: bool = False
+    """Compute each block's activations again on the way back instead of keeping them: less memory, about a third more
+    time."""
+    shard: bool = False
+    """With several processes, each keeps a part of the weights, gradients and optimiser states (FSDP2) instead of all;
+    for muon, adamw and lion."""
     save_as: Literal["float32", "bfloat16"] = "float32"
     """Number format of the written weights; bfloat16 halves the file, float32 is the better start for more training."""
     validate_every: int = Field(default=100, gt=0)
@@ -73,6 +79,12 @@ class TrainConfig(Config):
     spike: float | None = Field(default=None, gt=1)
     """Call a loss a spike when it exceeds this many times the median of the last 50; not given, none is."""
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _check_shard(self) -> Self:
+        if self.shard and self.optimizer.name in ("adam8bit", "galore"):
+            raise ValueError(f"optimizer.name={self.optimizer.name!r} cannot be sharded; use adamw, muon or lion")
+        return self
 
 
 class RetrievalConfig(Config):

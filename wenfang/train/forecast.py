@@ -71,6 +71,7 @@ def _forecast(config: TrainConfig, shape: DecoderConfig, adapter: AdapterConfig 
         optimizer=config.optimizer,
         dtype=str(activation_dtype(config)).removeprefix("torch."),
         compiled=compiled,
+        recompute=config.recompute,
     )
     trained = 4 * plan.trained_parameters
     checkpoint = trained + plan.optimizer_bytes

@@ -23,7 +23,9 @@ from wenfang.train.objective import Batch, Dataset, Objective, Task, activation_
 from wenfang.train.optimizer import clip_gradients, make_optimizers
 from wenfang.train.packing import batch_rows
 from wenfang.train.parallel import ALONE, Workers, join
+from wenfang.train.recompute import recompute_blocks
 from wenfang.train.schedule import rate, set_rate
+from wenfang.train.sharding import fill, rest, sharded
 
 LOG_EVERY = 10
 """Steps between two lines of metrics."""
@@ -61,13 +63,19 @@ class _Run:
         self._workers = join()
         self._workers.check_batch(config.batch)
         self._compiled = _can_compile(config, report)
-        self._objective = self._prepare(task.objective)
-        self._measure = self._objective if task.measure == task.objective else self._prepare(task.measure)
-        self._optimizers = make_optimizers(model, config.optimizer)
         if config.dropout:
             add_dropout(model, config.dropout)
+        if config.recompute:
+            recompute_blocks(model)
+        self._shards = config.shard and self._workers.size > 1
+        self._trained = model
+        if self._shards:
+            self._model = sharded(model, activation_dtype(config), compiled=self._compiled)
+        self._objective = self._prepare(task.objective)
+        self._measure = self._objective if task.measure == task.objective else self._prepare(task.measure)
+        self._optimizers = make_optimizers(self._model, config.optimizer)
         self.checkpoints = Checkpoints(
-            out, model, self._optimizers, keep=config.keep_checkpoints, report=report, workers=self._workers
+            out, self._model, self._optimizers, keep=config.keep_checkpoints, report=report, workers=self._workers
         )
         self._out = out
         self._progress = Progress()
@@ -83,7 +91,7 @@ class _Run:
         flops = self._model.config.training_flops(
             self._config.batch * self._config.accumulate * self._config.context, self._config.context
         )
-        peak = matmul_flops(str(activation_dtype(self._config)).removeprefix("torch."))
+        (peak,) = self._workers.sums([matmul_flops(str(activation_dtype(self._config)).removeprefix("torch."))])
         self._meter = Meter(flops, peak, self._task.training.characters_per_token, self._progress.losses)
 
     def train(self, track: Track, interruption: Interruption) -> None:
@@ -100,12 +108,14 @@ class _Run:
             improved = self._due() and self._validate()
             interruption.hold()
             self.checkpoints.check()
-            if self._workers.any(interruption.pending is not None):
+            late = self._workers.first and time.monotonic() - saved >= config.checkpoint_every_s
+            stops, due = self._workers.sums([interruption.pending is not None, late])
+            if stops:
                 self.checkpoints.save(progress, wait=True)
                 self._workers.any(False)  # None leaves before the state is on the disk.
                 interruption.pending = interruption.pending or signal.SIGTERM  # Another process's signal is ours.
                 interruption.deliver()
-            elif (improved and progress.step < config.steps) or time.monotonic() - saved >= config.checkpoint_every_s:
+            elif (improved and progress.step < config.steps) or due:
                 self.checkpoints.save(progress)
                 saved = time.monotonic()
 
@@ -121,13 +131,16 @@ class _Run:
             summary["skipped_steps"] = progress.skipped
         rows = progress.step * config.batch * config.accumulate
         self.checkpoints.drop()
+        if self._shards:
+            fill(self._trained, self._model)
         return summary | {
             "validation_loss": round(nats, 4),
             "epochs": round(rows / len(self._task.training), 2),
         }
 
     def _prepare(self, objective: Objective) -> Objective:
-        return torch.compile(objective, dynamic=False) if self._compiled else objective
+        # Sharded blocks are compiled one by one: gathering their weights is no part of a graph.
+        return torch.compile(objective, dynamic=False) if self._compiled and not self._shards else objective
 
     def _step(self) -> str:
         """One optimiser step; returns the figures for the progress line."""
@@ -183,9 +196,11 @@ class _Run:
         progress, data = self._progress, self._task.validation
         if self._config.dropout:  # Otherwise the mode changes nothing but the compiled graph.
             self._model.eval()
-        nats = progress.validation_loss = mean_loss(
-            self._measure, self._model, data, self._config.batch, workers=self._workers
-        )
+        with torch.set_grad_enabled(not self._shards):
+            nats = progress.validation_loss = mean_loss(
+                self._measure, self._model, data, self._config.batch, workers=self._workers
+            )
+        rest(self._model)
         self._model.train()
         bits = bits_of(nats, data.characters_per_token)
         named = {f"validation_{name}": value for name, value in ({"loss": nats} | bits).items()}

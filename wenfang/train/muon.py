@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from wenfang.train.sharding import like, whole
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Quintic whose iteration drives every singular value towards 1, fastest from small ones (Jordan et al.)."""
 ITERATIONS = 5
@@ -58,10 +60,10 @@ class Muon(Optimizer):
                 if weight.grad is not None:
                     by_shape.setdefault(weight.shape, []).append(weight)
             for shape, weights in by_shape.items():
-                updates_NRC = torch.stack([self._momentum(weight, group["momentum"]) for weight in weights])
+                updates_NRC = torch.stack([whole(self._momentum(weight, group["momentum"])) for weight in weights])
                 scale = group["lr"] * 0.2 * max(shape) ** 0.5
                 for weight, update_RC in zip(weights, orthogonalise(updates_NRC), strict=True):
-                    weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(update_RC, alpha=-scale)
+                    weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(like(weight, update_RC), alpha=-scale)
 
     def _momentum(self, weight: nn.Parameter, share: float) -> Tensor:
         """The gradient as Nesterov momentum sees it."""

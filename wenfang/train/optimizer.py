@@ -12,6 +12,7 @@ from wenfang.train.config import OptimizerConfig
 from wenfang.train.galore import GaLore
 from wenfang.train.lion import Lion
 from wenfang.train.muon import Muon
+from wenfang.train.sharding import whole
 
 BETAS = (0.9, 0.95)
 USUAL_RATES = {"muon": 0.008, "adamw": 0.002, "adam8bit": 0.002, "lion": 0.0004, "galore": 0.008}
@@ -51,7 +52,7 @@ def make_optimizers(model: Decoder, config: OptimizerConfig) -> list[Optimizer]:
 @torch.no_grad()
 def clip_gradients(model: nn.Module, largest: float) -> float:
     """Scale the gradient down to norm `largest` if it is longer; returns its norm before."""
-    return float(nn.utils.clip_grad_norm_(model.parameters(), largest))
+    return float(whole(nn.utils.clip_grad_norm_(model.parameters(), largest)))
 
 
 def _adamw(groups: list[Group]) -> AdamW:

@@ -1,8 +1,9 @@
 """Data parallelism: processes that share each step's rows and stay equal to one process with all of them.
 
-Every process holds the whole model and its optimisers, reads its share of the rows, and adds up its gradients with the
-others'. Sums, not means, are exchanged and divided by the global token count, so that shares of any size are exact.
-Only process 0 reports and writes; it hands what it read from a checkpoint to the others, however many they are.
+Every process reads its share of the rows and adds up its gradients with the others'; it holds the whole model and its
+optimisers, or a part of each (`sharding`). Sums, not means, are exchanged and divided by the global token count, so
+that shares of any size are exact. Only process 0 reports and writes; it hands what it read from a checkpoint to the
+others, however many they are.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from wenfang.core.errors import InputError, WenfangError
 from wenfang.core.language import say
@@ -67,11 +69,15 @@ class Workers:
         return self.sums([float(condition)])[0] > 0
 
     def add_gradients(self, model: nn.Module) -> None:
-        """Replace each gradient, and each count of an expert's tokens, by its sum over all processes."""
+        """Replace each gradient, and each count of an expert's tokens, by its sum over all processes. Gradients in
+        parts are sums already."""
         if self.size == 1:
             return
-        found = [weight.grad for weight in model.parameters() if weight.grad is not None]
+        gradients = (weight.grad for weight in model.parameters() if weight.grad is not None)
+        found = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
         found += [buffer for name, buffer in model.named_buffers() if name.endswith("load_E")]
+        if not found:
+            return
         flat = torch.cat([tensor.flatten() for tensor in found])  # One message instead of hundreds.
         with _told():
             dist.all_reduce(flat)
@@ -90,18 +96,18 @@ class Workers:
             dist.broadcast(content, 0)
         return json.loads(bytes(content.tolist()))
 
-    def tensors_from_first(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Copies of process 0's tensors, whatever this process has."""
+    def tensors_from_first(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Process 0's CPU tensors by name, one after another, whatever this process has."""
+        if self.size == 1:
+            yield from tensors.items()
+            return
         layout = self.from_first({name: [str(t.dtype), list(t.shape)] for name, t in tensors.items()})
-        copies: dict[str, Tensor] = {}
         for name, (dtype, shape) in layout.items():
-            copy = torch.empty(shape, dtype=getattr(torch, dtype.removeprefix("torch.")))
-            if self.first:
-                copy.copy_(tensors[name])
+            kind = getattr(torch, dtype.removeprefix("torch."))
+            tensor = tensors[name].contiguous() if self.first else torch.empty(shape, dtype=kind)
             with _told():
-                dist.broadcast(copy, 0)
-            copies[name] = copy
-        return copies
+                dist.broadcast(tensor, 0)
+            yield name, tensor
 
 
 ALONE = Workers()

@@ -15,6 +15,7 @@ from wenfang.train.adapter import adapt
 from wenfang.train.config import AdapterConfig, OptimizerConfig
 from wenfang.train.loss import cross_entropy_sum
 from wenfang.train.optimizer import make_optimizers
+from wenfang.train.recompute import recompute_blocks
 
 COMPILED_SHARE = 0.53
 """Activations of a compiled step over those of an eager one (docs/log.md, 2026-11-24)."""
@@ -68,6 +69,7 @@ def plan_training(
     optimizer: OptimizerConfig | None = None,
     dtype: str = "bfloat16",
     compiled: bool = False,
+    recompute: bool = False,
 ) -> TrainingPlan:
     """What a training step of a decoder of this shape takes.
 
@@ -79,6 +81,7 @@ def plan_training(
         optimizer: AdamW by default.
         dtype: arithmetic of the activations, `float32` or `bfloat16`.
         compiled: whether the step runs through torch.compile.
+        recompute: whether blocks keep their inputs alone.
 
     Raises:
         InputError: the adapter's targets are not projections of this model.
@@ -87,6 +90,8 @@ def plan_training(
         model = Decoder(config)
         dense = trace.live_bytes
         adapt(model, adapter or AdapterConfig())
+        if recompute:
+            recompute_blocks(model)
         weights = _bytes((*model.parameters(), *model.buffers()))
         optimizers = make_optimizers(model, optimizer or OptimizerConfig(name="adamw"))
         _make_state(model, optimizers)
