@@ -59,11 +59,9 @@ class TrainConfig(Config):
     compile: bool = True
     """Compile the step with torch.compile; without a C++ compiler it runs eagerly, with a notice."""
     recompute: bool = False
-    """Compute each block's activations again on the way back instead of keeping them: less memory, about a third more
-    time."""
+    """Compute each block's activations again on the way back: less memory, about a third more time."""
     shard: bool = False
-    """With several processes, each keeps a part of the weights, gradients and optimiser states (FSDP2) instead of all;
-    for muon, adamw and lion."""
+    """Each process keeps a part of weights, gradients and optimiser states (FSDP2); for muon, adamw and lion."""
     save_as: Literal["float32", "bfloat16"] = "float32"
     """Number format of the written weights; bfloat16 halves the file, float32 is the better start for more training."""
     validate_every: int = Field(default=100, gt=0)
