@@ -1,5 +1,6 @@
 """Tensors on large pages are what they were; the system's own account says where they lie."""
 
+import math
 import mmap
 from collections.abc import Callable
 from pathlib import Path
@@ -7,27 +8,43 @@ from pathlib import Path
 import pytest
 import torch
 
-from wenfang.native.pages import LINE, on_large_pages
+from wenfang.native.pages import LINE, LargePages
 
-TENSORS = [torch.arange(5, dtype=torch.int8), torch.randn(700, 900).bfloat16(), torch.randn(3, 1, 2), torch.empty(0, 4)]
 HAS_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-def test_copies_are_equal_and_begin_at_cache_lines() -> None:
-    copies = on_large_pages(TENSORS)
-    for copy, tensor in zip(copies, TENSORS, strict=True):
-        assert copy.dtype == tensor.dtype
-        assert torch.equal(copy, tensor)
-        assert not copy.numel() or copy.data_ptr() % LINE == 0
-    copies[0][0] = 7  # It is its own memory.
-    assert TENSORS[0][0] == 0
+SHAPES = [((5,), torch.int8), ((700, 900), torch.bfloat16), ((3, 1, 2), torch.float32), ((0, 4), torch.float32)]
+
+
+def _place() -> list[torch.Tensor]:
+    pages = LargePages([math.prod(shape) * dtype.itemsize for shape, dtype in SHAPES])
+    return [pages.empty(*shape, dtype=dtype) for shape, dtype in SHAPES]
+
+
+def test_tensors_are_as_asked_for_begin_at_cache_lines_and_do_not_overlap() -> None:
+    tensors = _place()
+    for number, (tensor, (shape, dtype)) in enumerate(zip(tensors, SHAPES, strict=True)):
+        assert (tensor.shape, tensor.dtype) == (shape, dtype)
+        assert not tensor.numel() or tensor.data_ptr() % LINE == 0
+        tensor.fill_(number)
+    assert all((tensor == number).all() for number, tensor in enumerate(tensors))
+
+
+def test_what_is_beyond_the_room_lies_elsewhere() -> None:
+    pages = LargePages([64])
+    first, second = pages.empty(64, dtype=torch.uint8), pages.empty(64, dtype=torch.uint8)
+    first.fill_(1)
+    second.fill_(2)
+    assert (first == 1).all()
 
 
 @pytest.mark.skipif(not HAS_PAGES.is_file() or "[never]" in HAS_PAGES.read_text(), reason="no large pages here")
 def test_the_system_was_asked_for_large_pages() -> None:
-    """`hg` among the flags of a mapping (proc_pid_smaps(5)) is that advice."""
-    (copy,) = on_large_pages([torch.ones(4 << 20, dtype=torch.uint8)])
-    assert "hg" in _mapping(copy.data_ptr())["VmFlags"].split()
+    """`hg` among the flags of a mapping (proc_pid_smaps(5)) is that advice; with `sh` it would not be followed."""
+    tensor = LargePages([4 << 20]).empty(4 << 20, dtype=torch.uint8)
+    flags = _mapping(tensor.data_ptr())["VmFlags"].split()
+    assert "hg" in flags
+    assert "sh" not in flags
 
 
 def _mapping(address: int) -> dict[str, str]:
@@ -58,8 +75,8 @@ def _deaf(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("lack", [lambda patch: patch.delattr(mmap, "MADV_HUGEPAGE"), _deaf])
-def test_where_there_are_none_tensors_stay_where_they_are(
+def test_where_there_are_none_tensors_lie_anywhere(
     lack: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lack(monkeypatch)
-    assert [tensor.data_ptr() for tensor in on_large_pages(TENSORS)] == [tensor.data_ptr() for tensor in TENSORS]
+    assert [(tuple(tensor.shape), tensor.dtype) for tensor in _place()] == SHAPES

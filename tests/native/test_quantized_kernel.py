@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from wenfang.native import quantized
-from wenfang.native.quantized import GROUP, Bits, linear, pack, unpack
+from wenfang.native.quantized import GROUP, Bits, linear, pack, packed_bytes, unpack
 
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
 
@@ -21,6 +21,7 @@ def _largest_error(bits: Bits, N: int, inputs: int, outputs: int) -> float:
     torch.manual_seed(N)
     weight = pack(torch.randn(outputs, inputs) * torch.rand(outputs, 1), bits)
     x = (torch.randn(N, inputs) * 10 ** torch.randn(N, 1)).bfloat16()
+    assert (weight.codes.nbytes, weight.scales.nbytes) == packed_bytes(outputs, inputs, bits)
     dense = unpack(weight).double()
     exact = x.double() @ dense.T
     groups_x, groups_w = (F.pad(t.double().abs(), (0, -inputs % GROUP)).unflatten(1, (-1, GROUP)) for t in (x, dense))

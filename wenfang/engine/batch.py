@@ -60,11 +60,11 @@ class Batch:
         turns: list[_Turn] = []
         with self._changed:
             prefills = list(self._scheduler.prefills(CHUNK))
-        for request, sequence, tokens in prefills:
-            if request not in self._scheduler.running:  # It stepped back for another one.
-                continue
+            # Some may have stepped back for others.
+            prefills = [prefill for prefill in prefills if prefill[0] in self._scheduler.running]
+        read = self._runner.read([sequence for _, sequence, _ in prefills], [tokens for _, _, tokens in prefills])
+        for (request, sequence, tokens), hidden_TD in zip(prefills, read, strict=True):
             start = sequence.computed
-            (hidden_TD,) = self._runner.run([sequence], [tokens])
             sequence.advance(self._scheduler.pool, tokens)
             request.read(start, hidden_TD, self._runner.logits)
             if self._drafter is not None:
@@ -119,32 +119,35 @@ class Batch:
     def _choose(self, turns: list[_Turn]) -> None:
         """One lm_head for everybody, then each request goes on in its own way."""
         logits_NV = self._runner.logits(torch.cat([turn.hidden_BD for turn in turns]))
-        drawn: list[tuple[_Turn, Generation, Tensor]] = []
-        for turn, logits_BV in zip(turns, logits_NV.split([len(turn.hidden_BD) for turn in turns]), strict=True):
+        drawn: list[tuple[_Turn, Generation, int]] = []
+        row = 0
+        for turn in turns:
             if isinstance(turn.request, Generation):
-                drawn.append((turn, turn.request, logits_BV))
+                drawn.append((turn, turn.request, row))
             elif isinstance(turn.request, SearchRequest):
-                self._branch(turn.request, logits_BV, turn.hidden_BD)
-        position = 0
+                self._branch(turn.request, logits_NV[row : row + len(turn.hidden_BD)], turn.hidden_BD)
+            row += len(turn.hidden_BD)
         while drawn:
-            drawn = self._draw(drawn, position)
-            position += 1
+            drawn = self._draw(logits_NV, drawn)
 
     def _draw(
-        self, drawn: list[tuple[_Turn, Generation, Tensor]], position: int
-    ) -> list[tuple[_Turn, Generation, Tensor]]:
-        """A token for each completion; returns those whose guess was the token, so that the output for it counts."""
-        rows_NV = torch.cat([logits_TV[position : position + 1] for _, _, logits_TV in drawn])
+        self, logits_NV: Tensor, drawn: list[tuple[_Turn, Generation, int]]
+    ) -> list[tuple[_Turn, Generation, int]]:
+        """A token for each completion by the output of its row; returns those whose guess was the token, with the next
+        row, whose output then counts."""
+        rows = [row for _, _, row in drawn]
+        # Copying the rows would cost as much as choosing among them.
+        rows_NV = logits_NV if rows == list(range(len(logits_NV))) else logits_NV[rows]
         tokens = choose(rows_NV, [request.sampler for _, request, _ in drawn])
         right = []
-        for (turn, request, logits_TV), token in zip(drawn, tokens, strict=True):
-            guessed = turn.guesses[position : position + 1] == [token]
+        for (turn, request, row), token in zip(drawn, tokens, strict=True):
+            guessed = turn.guesses[turn.written : turn.written + 1] == [token]
             turn.written += 1
             request.accepted += guessed
-            observe(logits_TV[position], token, request.sampler)
-            request.accept(token, logits_TV[position])
+            observe(logits_NV[row], token, request.sampler)
+            request.accept(token, logits_NV[row])
             if guessed and not request.finished and not request.forced:
-                right.append((turn, request, logits_TV))
+                right.append((turn, request, row + 1))
         return right
 
     def _settle(self, turns: list[_Turn]) -> None:

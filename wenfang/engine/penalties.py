@@ -1,4 +1,4 @@
-"""Penalties on what was already said, as pure functions of one row of logits and the tokens before it."""
+"""Penalties on what was already said, by the tokens before: each changes one row of logits in place and returns it."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,21 +13,21 @@ LONGEST_MATCH = 64
 def bias(logits_V: Tensor, bias_by_token: Mapping[int, float]) -> Tensor:
     """Add to the logits of single tokens."""
     values = torch.tensor(list(bias_by_token.values()), dtype=logits_V.dtype)
-    return logits_V.index_add(0, torch.tensor(list(bias_by_token)), values)
+    return logits_V.index_add_(0, torch.tensor(list(bias_by_token)), values)
 
 
 def repetition(logits_V: Tensor, history: Sequence[int], penalty: float) -> Tensor:
     """CTRL's penalty (Keskar et al. 2019): seen tokens' logits are divided by it, negative ones multiplied."""
     seen = torch.tensor(sorted(set(history)))
     old = logits_V[seen]
-    return logits_V.index_copy(0, seen, torch.where(old < 0, old * penalty, old / penalty))
+    return logits_V.index_copy_(0, seen, torch.where(old < 0, old * penalty, old / penalty))
 
 
 def presence_and_frequency(logits_V: Tensor, written: Sequence[int], presence: float, frequency: float) -> Tensor:
     """OpenAI's penalties: logit − count · frequency − [count > 0] · presence, over the completion only."""
     counts = Counter(written)
     taken = [-presence - n * frequency for n in counts.values()]
-    return logits_V.index_add(0, torch.tensor(list(counts)), torch.tensor(taken, dtype=logits_V.dtype))
+    return logits_V.index_add_(0, torch.tensor(list(counts)), torch.tensor(taken, dtype=logits_V.dtype))
 
 
 def dry(
@@ -46,7 +46,7 @@ def dry(
     if not taken:
         return logits_V
     penalty = [-multiplier * base ** (n - allowed_length) for n in taken.values()]
-    return logits_V.index_add(0, torch.tensor(list(taken)), torch.tensor(penalty, dtype=logits_V.dtype))
+    return logits_V.index_add_(0, torch.tensor(list(taken)), torch.tensor(penalty, dtype=logits_V.dtype))
 
 
 def repetition_lengths(history: Sequence[int], breakers: frozenset[int]) -> dict[int, int]:

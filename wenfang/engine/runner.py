@@ -51,7 +51,8 @@ class Runner:
         with fewer tokens than others end with padding, which a recurrent model cannot have. The blocks must be
         reserved."""
         if self._fused is not None:
-            return _run_fused(self._fused, sequences, counts)
+            parts = _run_fused(self._fused, sequences, counts)
+            return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
         if self.config.recurrent and len({sequence.computed > 0 for sequence in sequences}) > 1:
             # A recurrent layer begins all its rows with a state or none.
             return torch.cat([self.run([sequence], [count]) for sequence, count in zip(sequences, counts, strict=True)])
@@ -63,6 +64,12 @@ class Runner:
         with self.adapters.routing.to([*(sequence.adapter for sequence in sequences), *padding]):
             hidden_BTD = self._model.hidden(ids_BT, positions_BT, memory, self._dtype)
         return hidden_BTD[: len(sequences), : max(counts)]
+
+    def read(self, sequences: Rows[Sequence], counts: Rows[int]) -> list[Tensor]:
+        """Hidden_TD of the next `count` tokens of each sequence, as `run`; together where that takes no padding."""
+        if self._fused is not None and sequences:
+            return _run_fused(self._fused, sequences, counts)
+        return [self.run([sequence], [count])[0] for sequence, count in zip(sequences, counts, strict=True)]
 
     def load_adapter(self, name: str, folder: Path) -> None:
         """Read a PEFT folder; from now on products have as many rows as its products need, too."""
@@ -133,11 +140,9 @@ class Runner:
         return rows + -rows % self._rows
 
 
-def _run_fused(fused: FusedDecoder, sequences: Rows[Sequence], counts: Rows[int]) -> Tensor:
-    """As `Runner.run`, in fp32; each token is a row of its own."""
+def _run_fused(fused: FusedDecoder, sequences: Rows[Sequence], counts: Rows[int]) -> list[Tensor]:
+    """Hidden_TD of each sequence, in fp32; each token is a row of its own."""
     spans = [range(s.computed, s.computed + count) for s, count in zip(sequences, counts, strict=True)]
     rows = [(s, position) for s, span in zip(sequences, spans, strict=True) for position in span]
     hidden_ND = fused.hidden([s.tokens[i] for s, i in rows], [i for _, i in rows], [s.table for s, _ in rows])
-    if len(set(counts)) == 1:
-        return hidden_ND.view(len(sequences), counts[0], -1)
-    return torch.nn.utils.rnn.pad_sequence(hidden_ND.split(list(counts)), batch_first=True)
+    return list(hidden_ND.split(list(counts)))

@@ -102,14 +102,12 @@ def constrain(logits_NV: Tensor, samplers: Sequence[Sampler]) -> Tensor:
 
 def penalise(logits_NV: Tensor, samplers: Sequence[Sampler]) -> Tensor:
     """fp32 logits with bias and penalties applied."""
-    if not any(_penalised(sampler.params) for sampler in samplers):
-        return logits_NV
-    return torch.stack(
-        [
-            _penalise_row(logits_V, sampler) if _penalised(sampler.params) else logits_V
-            for logits_V, sampler in zip(logits_NV, samplers, strict=True)
-        ]
-    )
+    penalised = [i for i, sampler in enumerate(samplers) if _penalised(sampler.params)]
+    if penalised:
+        logits_NV = logits_NV.clone()
+        for i in penalised:
+            _penalise_row(logits_NV[i], samplers[i])
+    return logits_NV
 
 
 def warp(logits_NV: Tensor, samplers: Sequence[Sampler]) -> Tensor:
@@ -145,18 +143,16 @@ def _penalised(params: SamplingParams) -> bool:
     )
 
 
-def _penalise_row(logits_V: Tensor, sampler: Sampler) -> Tensor:
+def _penalise_row(logits_V: Tensor, sampler: Sampler) -> None:
     params = sampler.params
     if params.logit_bias:
-        logits_V = penalties.bias(logits_V, params.logit_bias)
+        penalties.bias(logits_V, params.logit_bias)
     if params.repetition_penalty != 1.0:
-        logits_V = penalties.repetition(logits_V, sampler.history, params.repetition_penalty)
+        penalties.repetition(logits_V, sampler.history, params.repetition_penalty)
     if (params.presence_penalty or params.frequency_penalty) and sampler.written:
-        logits_V = penalties.presence_and_frequency(
-            logits_V, sampler.written, params.presence_penalty, params.frequency_penalty
-        )
+        penalties.presence_and_frequency(logits_V, sampler.written, params.presence_penalty, params.frequency_penalty)
     if params.dry_multiplier:
-        logits_V = penalties.dry(
+        penalties.dry(
             logits_V,
             sampler.history,
             multiplier=params.dry_multiplier,
@@ -164,7 +160,6 @@ def _penalise_row(logits_V: Tensor, sampler: Sampler) -> Tensor:
             allowed_length=params.dry_allowed_length,
             breakers=sampler.breakers,
         )
-    return logits_V
 
 
 def _excludes(sampler: Sampler) -> bool:

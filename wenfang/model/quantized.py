@@ -13,8 +13,8 @@ from wenfang.model.config import DecoderConfig
 from wenfang.model.decoder import Decoder
 from wenfang.model.folder import load_config, load_model
 from wenfang.model.linear import Linear
-from wenfang.native.pages import on_large_pages
-from wenfang.native.quantized import MOST_INPUTS, Bits, PackedWeight, linear, pack, unpack
+from wenfang.native.pages import LargePages
+from wenfang.native.quantized import MOST_INPUTS, Bits, PackedWeight, linear, pack, packed_bytes, unpack
 
 Quantization = Literal["int8", "int4"]
 BITS: dict[Quantization, Bits] = {"int8": 8, "int4": 4}
@@ -26,15 +26,16 @@ class QuantizedLinear(nn.Module):
     Args:
         base: the projection in floating point, which is not kept.
         bits: of a weight.
+        room: where the codes and scales go.
     """
 
     codes: Tensor
     scales: Tensor
     bias: Tensor | None
 
-    def __init__(self, base: Linear, bits: Bits) -> None:
+    def __init__(self, base: Linear, bits: Bits, room: LargePages) -> None:
         super().__init__()
-        packed = pack(base.weight, bits)
+        packed = pack(base.weight, bits, room)
         self.bits, self.in_features, self.out_features = packed.bits, packed.inputs, packed.outputs
         self.register_buffer("codes", packed.codes)
         self.register_buffer("scales", packed.scales)
@@ -65,18 +66,24 @@ def quantize(model: Decoder, quantization: Quantization) -> Decoder:
     """
     check_quantizable(model.config)
     model.to(torch.bfloat16)
-    projections = [(name, module) for name, module in model.named_modules() if isinstance(module, Linear)]
-    for name, module in projections:
+    projections = {
+        name: (module, 8 if name == "lm_head" else BITS[quantization])
+        for name, module in model.named_modules()
+        if isinstance(module, Linear)
+    }
+    # Room for all is made first: packed elsewhere and then moved, they would be in memory twice.
+    room = LargePages(
+        [
+            size
+            for module, bits in projections.values()
+            for size in packed_bytes(module.out_features, module.in_features, bits)
+        ]
+    )
+    for name, (module, bits) in projections.items():
         parent, _, child = name.rpartition(".")
-        bits = 8 if name == "lm_head" else BITS[quantization]
-        setattr(model.get_submodule(parent), child, QuantizedLinear(module, bits))
+        setattr(model.get_submodule(parent), child, QuantizedLinear(module, bits, room))
     for weight in model.parameters():  # What is left lets go of the file that all were mapped from.
         weight.data = weight.data.clone()
-    quantised = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
-    codes = on_large_pages([module.codes for module in quantised])
-    scales = on_large_pages([module.scales for module in quantised])
-    for each, its_codes, its_scales in zip(quantised, codes, scales, strict=True):
-        each.codes, each.scales = its_codes, its_scales
     return model
 
 

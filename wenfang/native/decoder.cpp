@@ -5,8 +5,7 @@
 // group and added in one order, attention adds a query's keys in the order of their positions. So a text is the same
 // alone or in company, read at once or in parts.
 //
-// Threads meet at barriers some ten times in a layer; in between, each takes the next few pieces of work from a common
-// counter, so that one that is held up delays the others by one piece at most.
+// Threads meet at barriers some ten times in a layer and share the work in between (see Team).
 
 #include "quantized.h"
 
@@ -19,6 +18,7 @@
 namespace {
 
 constexpr int BLOCK = 16;    // Tokens in a block of the cache; as many as LANES.
+constexpr int FETCHED = 4;   // Blocks asked for ahead of their use.
 constexpr int TOGETHER = 4;  // Neighbouring tokens of a sequence whose queries look at the keys together.
 
 struct Layer {
@@ -103,23 +103,47 @@ floats combine(floats gate, floats up, bool gelu) {
   return gate / (1.0f + exponential(-z)) * up;
 }
 
-// Threads of one step: pieces of work from a common counter, and barriers between the phases.
+// Threads of one step: pieces of work, and barriers between the phases.
+//
+// Each thread goes through a range of neighbouring pieces of its own from the front, so that it reads weights as one
+// stream; one that is done takes pieces from the back of the others' ranges, so that one that is held up delays the
+// rest by a few pieces at most.
 class Team {
  public:
-  Team(int size, int phases) : size_(size), next_(new std::atomic<int>[phases]) {
-    for (int i = 0; i < phases; ++i) next_[i] = 0;
+  Team(int size, int phases) : size_(size), taken_(new std::atomic<std::uint64_t>[phases * size]) {
+    for (int i = 0; i < phases * size; ++i) taken_[i] = 0;
   }
 
-  // Run `work(piece)` for each piece of a phase, `share` at a time, and wait for all.
+  // Run `work(piece)` for each piece of a phase, and wait for all.
   template <class Work>
   void phase(int number, int pieces, const Work& work) {
-    const int share = std::max(1, pieces / (4 * size_));
-    for (int first; (first = next_[number].fetch_add(share, std::memory_order_relaxed)) < pieces;)
-      for (int piece = first; piece < std::min(pieces, first + share); ++piece) work(piece);
+    const int me = omp_get_thread_num();
+    for (int i = 0; i < size_; ++i) {
+      const int whose = (me + i) % size_, begin = pieces * whose / size_, end = pieces * (whose + 1) / size_;
+      for (Range some; (some = take(taken_[number * size_ + whose], begin, end, whose == me)).begin < some.end;)
+        for (int piece = some.begin; piece < some.end; ++piece) work(piece);
+    }
     wait();
   }
 
  private:
+  struct Range {
+    int begin, end;
+  };
+
+  // A share of what is left of a range: its lower half of `taken` counts pieces gone from the front, its upper half
+  // those from the back.
+  static Range take(std::atomic<std::uint64_t>& taken, int begin, int end, bool front) {
+    std::uint64_t before = taken.load(std::memory_order_relaxed), after;
+    int first, last, share;
+    do {
+      first = begin + int(std::uint32_t(before)), last = end - int(before >> 32);
+      share = std::min(last - first, (end - begin + SHARES - 1) / SHARES);
+      after = before + (front ? share : std::uint64_t(share) << 32);
+    } while (!taken.compare_exchange_weak(before, after, std::memory_order_relaxed));
+    return front ? Range{first, first + share} : Range{last - share, last};
+  }
+
   void wait() {
     const int turn = turn_.load(std::memory_order_relaxed);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
@@ -136,19 +160,21 @@ class Team {
     }
   }
 
+  static constexpr int SHARES = 8;  // Of a range that are taken one by one.
+
   const int size_;
-  std::unique_ptr<std::atomic<int>[]> next_;
+  std::unique_ptr<std::atomic<std::uint64_t>[]> taken_;
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<int> turn_{0};
 };
 
 struct Buffers {
-  std::unique_ptr<float[]> q, k, v, context, hidden, out;
+  std::unique_ptr<float[]> q, k, v, context, hidden, up, out;
   Rows x, attended, activated;
   Buffers(const Decoder& d, int rows)
       : q(make(rows, d.heads * d.head_dim)), k(make(rows, d.kv_heads * d.head_dim)),
         v(make(rows, d.kv_heads * d.head_dim)), context(make(rows, d.heads * d.head_dim)),
-        hidden(make(rows, d.hidden)), out(make(rows, d.dim)), x(rows, d.dim), attended(rows, d.heads * d.head_dim),
+        hidden(make(rows, d.hidden)), up(make(rows, d.hidden)), out(make(rows, d.dim)), x(rows, d.dim), attended(rows, d.heads * d.head_dim),
         activated(rows, d.hidden) {}
   static std::unique_ptr<float[]> make(int rows, int width) {
     return std::unique_ptr<float[]>(new float[std::size_t(rows) * width]);
@@ -172,7 +198,7 @@ std::vector<std::pair<int, int>> neighbours(const Call& call) {
 class Step {
  public:
   Step(const Decoder& d, const Call& call, Buffers& b, Team& team)
-      : d_(d), call_(call), b_(b), team_(team), runs_(neighbours(call)), panel_(call.rows), other_(call.rows),
+      : d_(d), call_(call), b_(b), team_(team), runs_(neighbours(call)), panel_(call.rows),
         line_(std::max(d.dim, d.heads * d.head_dim)) {}
 
   static constexpr int PHASES = 12;  // In a layer, with a norm after each sublayer.
@@ -195,13 +221,8 @@ class Step {
     each_row([&](int row) { b_.attended.quantise(row, b_.context.get() + std::size_t(row) * width, width); });
     add(l.o, b_.attended, l.mixer_post_norm);
     prepare(l.mlp_norm, b_.x);
-    next(l.gate.panels, [&](int panel) {
-      multiply(l.gate, panel, b_.x, call_.rows, panel_.data());
-      multiply(l.up, panel, b_.x, call_.rows, other_.data());
-      for (int row = 0; row < call_.rows; ++row) panel_[row] = combine(panel_[row], other_[row], d_.gelu);
-      place(l.gate, panel, call_.rows, panel_.data(), b_.hidden.get());
-    });
-    each_row([&](int row) { b_.activated.quantise(row, b_.hidden.get() + std::size_t(row) * d_.hidden, d_.hidden); });
+    products({&l.gate, &l.up}, {b_.hidden.get(), b_.up.get()}, b_.x);
+    each_row([&](int row) { activate(row); });
     add(l.down, b_.activated, l.mlp_post_norm);
   }
 
@@ -213,6 +234,21 @@ class Step {
   template <class Work>
   void each_row(const Work& work) {
     next(call_.rows, work);
+  }
+
+  void activate(int row) {
+    float *gate = b_.hidden.get() + std::size_t(row) * d_.hidden, *up = b_.up.get() + std::size_t(row) * d_.hidden;
+    int i = 0;
+    for (; i + LANES <= d_.hidden; i += LANES)
+      write(gate + i, combine(read<floats>(gate + i), read<floats>(up + i), d_.gelu));
+    if (i < d_.hidden) {
+      floats last = {}, last_up = {};
+      std::memcpy(&last, gate + i, (d_.hidden - i) * sizeof(float));
+      std::memcpy(&last_up, up + i, (d_.hidden - i) * sizeof(float));
+      last = combine(last, last_up, d_.gelu);
+      std::memcpy(gate + i, &last, (d_.hidden - i) * sizeof(float));
+    }
+    b_.activated.quantise(row, gate, d_.hidden);
   }
 
   // The residual stream, normalised, in eight bits.
@@ -288,38 +324,67 @@ class Step {
 
   // Contexts of some neighbouring rows' queries of one key/value head.
   void attend(const Layer& l, std::pair<int, int> run, int g) {
-    const int K = d_.head_dim, group = d_.heads / d_.kv_heads, M = (run.second - run.first) * group;
+    const int group = d_.heads / d_.kv_heads, M = (run.second - run.first) * group;
     const int first_position = call_.positions[run.first], last = call_.positions[run.second - 1];
     const int begin = l.window ? std::max(0, first_position - l.window + 1) / BLOCK * BLOCK : 0;
-    const std::size_t stride = std::size_t(d_.kv_heads) * K, S = last / BLOCK * BLOCK + BLOCK - begin;
+    const std::size_t S = last / BLOCK * BLOCK + BLOCK - begin;
     scores_.resize(M * S);
-    for (std::size_t s = 0; s < S; s += BLOCK) {
-      const bf16* keys = l.keys + place_of(run.first, begin + int(s)) * stride + std::size_t(g) * K;
-      for (int m = 0; m < M; ++m) {
-        const float* q = b_.q.get() + head_at(run.first, g, m);
-        write(&scores_[m * S + s], look(l, keys, stride, q, begin + int(s), run.first + m / group));
-      }
-    }
-    for (int m = 0; m < M; ++m) soften(l, &scores_[m * S], S, g * group + m % group);
-    int m = collect<4>(l, run, g, 0, M, begin, last, S);
+    for (int s = 0; s < std::min(int(S), FETCHED * BLOCK); s += BLOCK) fetch(block(l.keys, run, g, begin + s));
+    int m = score<4>(l, run, g, 0, M, begin, S);
+    m = score<3>(l, run, g, m, M, begin, S);
+    m = score<2>(l, run, g, m, M, begin, S);
+    score<1>(l, run, g, m, M, begin, S);
+    for (m = 0; m < M; ++m) soften(l, &scores_[m * S], S, g * group + m % group);
+    m = collect<4>(l, run, g, 0, M, begin, last, S);
+    m = collect<3>(l, run, g, m, M, begin, last, S);
     m = collect<2>(l, run, g, m, M, begin, last, S);
     collect<1>(l, run, g, m, M, begin, last, S);
   }
 
-  std::size_t head_at(int row, int g, int m) const {
+  int row_of(int first, int m) const { return first + m / (d_.heads / d_.kv_heads); }
+
+  // Where query m of a run and key/value head begins.
+  std::size_t head_at(int first, int g, int m) const {
     const int group = d_.heads / d_.kv_heads;
-    return (std::size_t(row + m / group) * d_.heads + g * group + m % group) * d_.head_dim;
+    return (std::size_t(row_of(first, m)) * d_.heads + g * group + m % group) * d_.head_dim;
   }
 
-  // Scores of one block of keys; −∞ for those that the row must not see.
-  floats look(const Layer& l, const bf16* keys, std::size_t stride, const float* q, int first, int row) const {
-    floats products[BLOCK];
-    for (int s = 0; s < BLOCK; ++s) {
-      floats product = {};
-      for (int i = 0; i < d_.head_dim; i += LANES) product += read<floats>(q + i) * widen(keys + s * stride + i);
-      products[s] = product;
-    }
-    floats scores = sums(products);
+  // A head's keys or values in the block of the cache that holds a position of a run.
+  const bf16* block(const bf16* cache, std::pair<int, int> run, int g, int position) const {
+    return cache + (place_of(run.first, position) * d_.kv_heads + g) * d_.head_dim;
+  }
+
+  // Ask for a block that will be needed: its rows lie too far apart for the processor to guess.
+  void fetch(const bf16* rows) const {
+    for (int s = 0; s < BLOCK; ++s)
+      for (int i = 0; i < d_.head_dim; i += 32) __builtin_prefetch(rows + s * d_.kv_heads * d_.head_dim + i);
+  }
+
+  // Scores of a run's queries from number m on, Q at a time, for S keys; −∞ for those that a query must not see.
+  template <int Q>
+  int score(const Layer& l, std::pair<int, int> run, int g, int m, int M, int begin, std::size_t S) {
+    for (; m + Q <= M; m += Q)
+      for (int s = 0; s < int(S); s += BLOCK) {
+        const bf16* keys = block(l.keys, run, g, begin + s);
+        if (s + FETCHED * BLOCK < int(S)) fetch(block(l.keys, run, g, begin + s + FETCHED * BLOCK));
+        fetch(block(l.values, run, g, begin + s));
+        floats products[Q][BLOCK];
+        for (int k = 0; k < BLOCK; ++k, keys += d_.kv_heads * d_.head_dim) {
+          floats product[Q] = {};
+          for (int i = 0; i < d_.head_dim; i += LANES) {
+            const floats key = widen(keys + i);
+            for (int n = 0; n < Q; ++n) product[n] += read<floats>(b_.q.get() + head_at(run.first, g, m + n) + i) * key;
+          }
+          for (int n = 0; n < Q; ++n) products[n][k] = product[n];
+        }
+        for (int n = 0; n < Q; ++n)
+          write(&scores_[(m + n) * S + s], see(l, sums(products[n]), begin + s, row_of(run.first, m + n)));
+      }
+    return m;
+  }
+
+  // Scores of the keys from position `first` on, capped, and −∞ where the row must not look.
+  floats see(const Layer& l, floats scores, int first, int row) const {
     if (d_.softcap) {  // tanh(z) = 1 − 2 / (1 + e²ᶻ).
       const floats z = scores * (2 / d_.softcap);
       scores = d_.softcap - 2 * d_.softcap / (1.0f + exponential(z));
@@ -352,10 +417,10 @@ class Step {
     for (; m + Q <= M; m += Q)
       for (int i = 0; i < d_.head_dim; i += LANES) {
         floats context[Q] = {};
-        for (int block = begin; block <= last; block += BLOCK) {
-          const bf16* values = l.values + place_of(run.first, block) * stride + std::size_t(g) * d_.head_dim + i;
-          const float* weights = &scores_[m * S + block - begin];
-          for (int s = 0; s < std::min(BLOCK, last - block + 1); ++s) {
+        for (int first = begin; first <= last; first += BLOCK) {
+          const bf16* values = block(l.values, run, g, first) + i;
+          const float* weights = &scores_[m * S + first - begin];
+          for (int s = 0; s < std::min(BLOCK, last - first + 1); ++s) {
             const floats value = widen(values + s * stride);
             for (int n = 0; n < Q; ++n) context[n] += value * weights[n * S + s];
           }
@@ -370,7 +435,7 @@ class Step {
   Buffers& b_;
   Team& team_;
   const std::vector<std::pair<int, int>> runs_;
-  std::vector<floats> panel_, other_;
+  std::vector<floats> panel_;
   std::vector<float> line_, scores_;
   int phase_ = 0;
 };

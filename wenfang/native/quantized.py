@@ -16,6 +16,7 @@ from torch import Tensor
 
 from wenfang.core.language import say
 from wenfang.native.library import load
+from wenfang.native.pages import LargePages
 
 SOURCE = Path(__file__).with_name("quantized.cpp")
 LANES, QUAD, GROUP = 16, 4, 32
@@ -42,8 +43,13 @@ class PackedWeight:
     """bf16 by group and output; for four bits, scale and minimum."""
 
 
-def pack(weight_OI: Tensor, bits: Bits) -> PackedWeight:
+def pack(weight_OI: Tensor, bits: Bits, room: LargePages | None = None) -> PackedWeight:
     """Round each group to the nearest of 255 values symmetric about zero, or of 16 between its ends.
+
+    Args:
+        weight_OI: in any floating-point dtype.
+        bits: of a number.
+        room: where the result goes.
 
     Raises:
         ValueError: more than `MOST_INPUTS` inputs.
@@ -51,8 +57,17 @@ def pack(weight_OI: Tensor, bits: Bits) -> PackedWeight:
     outputs, inputs = weight_OI.shape
     if inputs > MOST_INPUTS:
         raise ValueError(f"a product of {inputs} inputs could overflow; at most {MOST_INPUTS}")
-    parts = [_pack(part, bits) for part in weight_OI.detach().split(SLICE)]
-    codes, scales = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    room = room or LargePages()
+    panels, groups = -(-outputs // LANES), -(-inputs // GROUP)
+    codes = room.empty(panels, groups * GROUP // QUAD * bits // 8, LANES, QUAD, dtype=torch.uint8)
+    scales = room.empty(panels, groups, 1 if bits == 8 else 2, LANES, dtype=torch.bfloat16)
+    slices = zip(
+        weight_OI.detach().split(SLICE), codes.split(SLICE // LANES), scales.split(SLICE // LANES), strict=True
+    )
+    for part_OI, its_codes, its_scales in slices:
+        found = _pack(part_OI, bits)
+        its_codes.copy_(found[0])
+        its_scales.copy_(found[1])
     return PackedWeight(bits, outputs, inputs, codes, scales)
 
 
@@ -73,6 +88,12 @@ def _pack(weight_OI: Tensor, bits: Bits) -> tuple[Tensor, Tensor]:
     ends = ends.unflatten(0, (-1, LANES)).permute(0, 2, 3, 1)
     codes = quads[:, ::2] | quads[:, 1::2] << 4
     return codes.contiguous(), ends.bfloat16().contiguous()
+
+
+def packed_bytes(outputs: int, inputs: int, bits: Bits) -> tuple[int, int]:
+    """Bytes of the codes and the scales of a weight_OI."""
+    outputs, groups = -(-outputs // LANES) * LANES, -(-inputs // GROUP)
+    return outputs * groups * GROUP * bits // 8, outputs * groups * (2 if bits == 8 else 4)
 
 
 def unpack(weight: PackedWeight) -> Tensor:
