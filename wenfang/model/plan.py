@@ -134,14 +134,20 @@ def read_shape(path: Path) -> DecoderConfig:
             return family_of(values).from_hf(values)
         return DecoderConfig.model_validate(values)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
-        why = error.errors()[0] if isinstance(error, ValidationError) else None
-        detail = f"{'.'.join(map(str, why['loc']))}: {why['msg']}" if why else str(error).splitlines()[0]
+        detail = _reason(error) if isinstance(error, ValidationError) else str(error).splitlines()[0]
         raise ModelError(
             say(
                 zh=f"{str(path)!r} 不是解碼器的設定：{detail}。",
                 en=f"{str(path)!r} does not describe a decoder: {detail}.",
             )
         ) from None
+
+
+def _reason(error: ValidationError) -> str:
+    """The first fault: its field, unless the fault lies between fields, and what is wrong."""
+    first = error.errors()[0]
+    field, fault = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+    return f"{field}: {fault}" if field else fault
 
 
 class _Kept(Memory):
