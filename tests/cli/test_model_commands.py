@@ -84,6 +84,18 @@ def test_another_file_is_refused(verb: list[str], tmp_path: Path, capsys: pytest
     assert "is not a GGUF file" in capsys.readouterr().err
 
 
+def test_a_path_that_leads_to_no_file_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path, told in ((tmp_path / "x.gguf", "There is no file"), (tmp_path, "is a folder; a GGUF file is wanted")):
+        assert main(["model", "import", str(path), "--out", str(tmp_path / "new")]) == 2
+        assert told in " ".join(capsys.readouterr().err.split())
+
+
+def test_export_makes_the_folder_of_its_file(tmp_path: Path) -> None:
+    out = tmp_path / "files" / "poet.gguf"
+    assert main(["model", "export", str(POET), "--out", str(out)]) == 0
+    assert [path.name for path in out.parent.iterdir()] == ["poet.gguf"]
+
+
 def test_a_plan_says_what_does_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shape, machine = tmp_path / "shape.yaml", tmp_path / "machine.yaml"
     shape.write_text("{vocab_size: 500, dim: 64, layers: 1, heads: 1, kv_heads: 1, hidden: 96, context: 64}\n")

@@ -3,6 +3,7 @@
 Tolerance 1e-4: the same fp32 arithmetic in another order of summation. Logits are of order one.
 """
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,23 @@ def test_sequences_decode_together_as_they_do_alone(pair: tuple[Decoder, PreTrai
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_rows_read_as_in_transformers(side: str, pair: tuple[Decoder, PreTrainedModel]) -> None:
+    ours, theirs = pair
+    rows, lengths = ids(3, T), [T, 10, 6]
+    real = torch.arange(T) < torch.tensor(lengths)[:, None]
+    real = real.flip(1) if side == "left" else real
+    rows = rows.masked_fill(~real, BASE["pad_token_id"])
+    positions = (real.cumsum(1) - 1).clamp(min=0)
+    found = ours(rows, positions, Memory(torch.where(real, 0, -1)))
+    if reach(ours) < T:  # In `transformers` the longest row decides how all are turned: rows must be read alone there.
+        expected = torch.cat([theirs(row[kept][None]).logits[0] for row, kept in zip(rows, real, strict=True)])
+    else:
+        expected = theirs(rows, attention_mask=real.long(), **their_positions(theirs, positions)).logits[real]
+    close(found[real], expected)
+
+
+@torch.no_grad()
 def test_packed_documents_do_not_see_each_other(pair: tuple[Decoder, PreTrainedModel]) -> None:
     model, _ = pair
     first, second = 8, T - 8
@@ -236,3 +254,8 @@ def reach(model: Decoder) -> int:
     """Positions that are turned alike whatever the length of the call: cached keys keep the frequencies of theirs."""
     scalings = [rope.scaling for rope in model.config.ropes if rope and rope.scaling]
     return min([T, *(s.original_context for s in scalings if s.type in ("dynamic", "longrope"))])
+
+
+def their_positions(theirs: PreTrainedModel, positions: Tensor) -> dict[str, Tensor]:
+    """What tells `transformers` the positions where it asks; ALiBi and recurrent layers count for themselves."""
+    return {"position_ids": positions} if "position_ids" in inspect.signature(theirs.forward).parameters else {}

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
@@ -16,11 +17,13 @@ from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextAttentio
 from wenfang.core.errors import ModelError
 from wenfang.model import Decoder, DecoderConfig, load_model, save_model
 from wenfang.model.attention import Attention
+from wenfang.model.config import Mixer
 from wenfang.model.experts import Experts
 from wenfang.model.families import family_for
 from wenfang.model.families.tensor_map import HeadRows
 from wenfang.model.grouped import grouped_matmul
 from wenfang.model.memory import AttentionSpec, Memory, Sight, attention
+from wenfang.model.mixers.config import GatedDeltaNetConfig, Mamba2Config, Rwkv7Config, TttConfig
 from wenfang.model.parts import MlaConfig, MoeConfig, RopeConfig, YarnScaling
 from wenfang.model.position import rotation, sinusoids
 from wenfang.train.loss import cross_entropy_sum
@@ -212,6 +215,12 @@ def test_what_no_family_holds_is_refused_by_name(change: dict[str, object], name
     assert str(caught.value).count("\n") <= 1
 
 
+RECURRENT = {
+    "mamba2": Mamba2Config(heads=4, head_dim=8, state_dim=6, chunk=8),
+    "gated_deltanet": GatedDeltaNetConfig(key_heads=2, value_heads=2, key_dim=6, value_dim=10, chunk=8),
+    "rwkv7": Rwkv7Config(heads=2, head_dim=8, decay_rank=4, rate_rank=4, value_rank=4, gate_rank=4, chunk=8),
+    "ttt": TttConfig(heads=2, head_dim=8, mini_batch=4),
+}
 EVERYTHING = {
     "experts": SMALL.model_copy(
         update={
@@ -228,6 +237,18 @@ EVERYTHING = {
             "ropes": (RopeConfig(scaling=YarnScaling(factor=4.0, original_context=8)),),
         }
     ),
+    "plain": SMALL.model_copy(update={"ahead": 1}),
+    "learned positions": SMALL.model_copy(
+        update={
+            "ropes": (None,), "absolute_positions": "learned", "embedding_norm": True, "norm": "layer",
+            "norm_bias": True,
+            "gated": False, "activation": "gelu", "qkv_bias": True, "o_bias": True, "mlp_bias": True, "qk_norm": None,
+        }
+    ),
+    "every mixer": SMALL.model_copy(update={"layers": 5, "mixers": tuple(get_args(Mixer)), **RECURRENT}),
+    "rwkv7": SMALL.model_copy(
+        update={"mixers": ("rwkv7",), "token_shift": True, "gated": False, "activation": "relu2", **RECURRENT}
+    ),
 }  # fmt: skip
 
 
@@ -240,9 +261,16 @@ def test_training_compiles_into_one_graph_with_the_same_loss_and_gradients(name:
     eager, compiled = random_decoder(EVERYTHING[name]), random_decoder(EVERYTHING[name])
     loss = cross_entropy_sum(eager, *arguments)
     loss.backward()
-    again = torch.compile(cross_entropy_sum, fullgraph=True, dynamic=False, backend="aot_eager")(compiled, *arguments)
+    # torch's plain backend misjudges the strides of softplus' gradient; training's own takes softplus apart, as here.
+    apart = name == "every mixer"
+    backend = "aot_eager_decomp_partition" if apart else "aot_eager"
+    again = torch.compile(cross_entropy_sum, fullgraph=True, dynamic=False, backend=backend)(compiled, *arguments)
     again.backward()
     torch.testing.assert_close(again, loss)
     for weight, expected in zip(compiled.parameters(), eager.parameters(), strict=True):
         assert expected.grad is not None
-        torch.testing.assert_close(weight.grad, expected.grad)
+        # Taken apart, sums have another order, which norms on small states amplify.
+        close = (
+            {"rtol": 1e-3, "atol": 1e-3 * float(expected.grad.abs().max())} if apart else {"rtol": None, "atol": None}
+        )
+        torch.testing.assert_close(weight.grad, expected.grad, **close)

@@ -110,6 +110,12 @@ def test_shapes_are_read_from_yaml_and_refused_with_the_field_at_fault(tmp_path:
     path.write_text("vocab_size: 500\nwidth: 64\n")
     with pytest.raises(ModelError, match="width"):
         read_shape(path)
+    path.write_text("vocab_size: 500\nheads: 3\nkv_heads: 2\n")
+    with pytest.raises(ModelError, match=r"decoder: heads \(3\) must be a multiple of kv_heads"):
+        read_shape(path)
+    path.write_text("vocab_size: 500\nlayers: 100000000\n")
+    with pytest.raises(ModelError, match=r"layers: .* 10000"):
+        read_shape(path)
     path.write_text("[")
     with pytest.raises(ModelError, match=r"shape\.yaml"):
         read_shape(path)

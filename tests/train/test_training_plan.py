@@ -5,8 +5,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from wenfang.model import DecoderConfig
+from wenfang.train import adam8bit
 from wenfang.train.config import AdapterConfig, OptimizerConfig
 from wenfang.train.plan import plan_training
 
@@ -80,3 +82,13 @@ def test_quantised_bases_and_small_optimisers_take_the_space_their_formats_say()
     assert bytes_per_weight["adamw"] == pytest.approx(8, rel=0.01)
     assert bytes_per_weight["lion"] == pytest.approx(4, rel=0.01)
     assert bytes_per_weight["adam8bit"] == pytest.approx(2, rel=0.1)
+
+
+def test_a_forecast_leaves_nothing_behind_that_training_meets() -> None:
+    """The levels of eight bits are made once; a forecast, whose tensors have no numbers, may be the first to ask."""
+    adam8bit._levels.cache_clear()
+    plan_training(SMALL, batch=1, context=64, optimizer=OptimizerConfig(name="adam8bit"))
+    values = torch.linspace(-1, 1, 4096)
+    again = adam8bit.dequantise(*adam8bit.quantise(values, signed=True), signed=True)
+    # 64 levels cover [0.1, 1], so they lie 0.9 / 64 apart.
+    assert (again - values).abs().max() <= 0.9 / 64

@@ -12,6 +12,10 @@ Mixer = Literal["attention", "mamba2", "gated_deltanet", "rwkv7", "ttt"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu2"]
 
 
+MOST_LAYERS = 10_000
+"""Far beyond any model; a hostile file that claims more would fill the memory."""
+
+
 class DecoderConfig(Config):
     """Shape of a decoder-only language model. Each idea is a field; the defaults make a small Qwen3."""
 
@@ -19,7 +23,7 @@ class DecoderConfig(Config):
     """Rows of the embedding table."""
     dim: Count = 256
     """Width of the residual stream."""
-    layers: Count = 6
+    layers: int = Field(default=6, gt=0, le=MOST_LAYERS)
     heads: Count = 4
     """Query heads."""
     kv_heads: Count = 2

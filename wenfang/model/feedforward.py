@@ -20,7 +20,7 @@ def activate(x: Tensor, name: Activation) -> Tensor:
 
 class FeedForward(nn.Module):
     """down(act(gate(x)) · up(x)), or down(act(up(x))) without a gate (Shazeer 2020). Gate and up are separate products:
-    faster on CPU than one fused product."""
+    one fused product is not faster at training shapes on a CPU (docs/log.md, 2026-11-26)."""
 
     def __init__(self, config: DecoderConfig, hidden: int) -> None:
         super().__init__()

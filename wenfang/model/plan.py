@@ -17,6 +17,7 @@ from wenfang.core.errors import ModelError
 from wenfang.core.language import say
 from wenfang.model.config import DecoderConfig
 from wenfang.model.decoder import Decoder
+from wenfang.model.depth import Figures, measure_depth
 from wenfang.model.families import family_of
 from wenfang.model.folder import load_config
 from wenfang.model.memory import AttentionSpec, Memory, State
@@ -96,16 +97,7 @@ def plan_inference(
     """
     length = config.context if context is None else context
     kind: torch.dtype = getattr(torch, dtype)
-    with tracing() as trace, torch.no_grad():
-        model = _skeleton(config, kind)
-        weights = _bytes((*model.parameters(), *model.buffers()))
-        before, flops = trace.live_bytes, trace.flops
-        trace.peak_bytes = before
-        _forward(model, length, Memory())
-        working, prompt_flops = trace.peak_bytes - before, trace.flops - flops
-        memory, operations, flops = _Kept(), trace.operations, trace.flops
-        _forward(model, 1, memory)
-        started, step_flops = trace.operations - operations, trace.flops - flops
+    found = measure_depth(config, lambda shape, *_: _measure(shape, length, kind))
     active = active_parameters(config)
     idle = config.parameters - active
     return InferencePlan(
@@ -114,14 +106,14 @@ def plan_inference(
         dtype=dtype,
         context=length,
         sequences=sequences,
-        weights_bytes=weights,
-        active_bytes=weights - (idle + _looked_up(config)) * kind.itemsize,
-        cache_bytes_per_token=memory.cache_bytes,
-        state_bytes=memory.state_bytes,
-        working_bytes=working,
-        prompt_flops_per_token=prompt_flops / length,
-        decode_flops_per_token=step_flops + _attention_flops(config, length),
-        decode_operations=started,
+        weights_bytes=found["weights"],
+        active_bytes=found["weights"] - (idle + _looked_up(config)) * kind.itemsize,
+        cache_bytes_per_token=found["cache"],
+        state_bytes=found["state"],
+        working_bytes=found["working"],
+        prompt_flops_per_token=found["prompt_flops"] / length,
+        decode_flops_per_token=found["step_flops"] + _attention_flops(config, length),
+        decode_operations=found["step_operations"],
     )
 
 
@@ -142,14 +134,20 @@ def read_shape(path: Path) -> DecoderConfig:
             return family_of(values).from_hf(values)
         return DecoderConfig.model_validate(values)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
-        why = error.errors()[0] if isinstance(error, ValidationError) else None
-        detail = f"{'.'.join(map(str, why['loc']))}: {why['msg']}" if why else str(error).splitlines()[0]
+        detail = _reason(error) if isinstance(error, ValidationError) else str(error).splitlines()[0]
         raise ModelError(
             say(
                 zh=f"{str(path)!r} 不是解碼器的設定：{detail}。",
                 en=f"{str(path)!r} does not describe a decoder: {detail}.",
             )
         ) from None
+
+
+def _reason(error: ValidationError) -> str:
+    """The first fault: its field, unless the fault lies between fields, and what is wrong."""
+    first = error.errors()[0]
+    field, fault = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+    return f"{field}: {fault}" if field else fault
 
 
 class _Kept(Memory):
@@ -167,6 +165,28 @@ class _Kept(Memory):
 
     def keep(self, place: str, state: State) -> None:
         self.state_bytes += _bytes(state)
+
+
+def _measure(config: DecoderConfig, length: int, dtype: torch.dtype) -> Figures:
+    """What a prompt and a decoding step take, bytes, operations and floating-point operations."""
+    with tracing() as trace, torch.no_grad():
+        model = _skeleton(config, dtype)
+        weights = _bytes((*model.parameters(), *model.buffers()))
+        before, flops = trace.live_bytes, trace.flops
+        trace.take_peak()
+        _forward(model, length, Memory())
+        working, prompt_flops = trace.take_peak() - before, trace.flops - flops
+        memory, operations, flops = _Kept(), trace.operations, trace.flops
+        _forward(model, 1, memory)
+    return {
+        "weights": weights,
+        "working": working,
+        "prompt_flops": prompt_flops,
+        "cache": memory.cache_bytes,
+        "state": memory.state_bytes,
+        "step_operations": trace.operations - operations,
+        "step_flops": trace.flops - flops,
+    }
 
 
 def _skeleton(config: DecoderConfig, dtype: torch.dtype) -> Decoder:

@@ -47,6 +47,11 @@ class Trace(TorchDispatchMode):
                 self._meet(value.untyped_storage())
         return result
 
+    def take_peak(self) -> int:
+        """The most bytes that existed at one time since this was last called."""
+        peak, self.peak_bytes = self.peak_bytes, self.live_bytes
+        return peak
+
     def _meet(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()
         if key in self._known:

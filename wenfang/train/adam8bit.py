@@ -17,18 +17,21 @@ SMALLEST = 4096
 """Weights with fewer elements keep moments in full: they take no memory and suffer most."""
 
 
-@functools.cache
 def levels(*, signed: bool) -> Tensor:
     """The 256 ascending levels in [−1, 1] or [0, 1] of dynamic tree quantisation: seven decades, each with twice as
     many levels as the one below, so that small numbers keep their relative precision."""
+    return torch.tensor(_levels(signed))
+
+
+@functools.cache
+def _levels(signed: bool) -> tuple[float, ...]:
+    # Plain numbers: a tensor kept from a forecast, which has no memory, would end every training after it.
     decades, positive = 7, list[float]()
     for decade in range(decades):
         count = 2 ** (decade if signed else decade + 1)
-        edges = torch.linspace(0.1, 1, count + 1, dtype=torch.float64)
-        middles = (edges[:-1] + edges[1:]) / 2
-        positive += (middles * 10.0 ** (decade - decades + 1)).tolist()
-    values = positive + ([-value for value in positive] if signed else []) + [0.0, 1.0]
-    return torch.tensor(sorted(values), dtype=torch.float32)
+        middles = [0.1 + 0.9 * (step + 0.5) / count for step in range(count)]
+        positive += [middle * 10.0 ** (decade - decades + 1) for middle in middles]
+    return tuple(sorted(positive + ([-value for value in positive] if signed else []) + [0.0, 1.0]))
 
 
 def quantise(values: Tensor, *, signed: bool) -> tuple[Tensor, Tensor]:

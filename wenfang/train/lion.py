@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 
@@ -25,13 +26,14 @@ class Lion(Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         """Update every weight that has a gradient."""
         for group in self.param_groups:
-            past, kept = group["betas"]
             for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                state = self.state[weight]
-                if not state:
-                    state["momentum"] = torch.zeros_like(weight)
-                update = state["momentum"].lerp(weight.grad, 1 - past).sign_()
-                weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
-                state["momentum"].lerp_(weight.grad, 1 - kept)
+                if weight.grad is not None:
+                    self._update(weight, weight.grad, group)
+
+    def _update(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state, (past, kept) = self.state[weight], group["betas"]
+        if not state:
+            state["momentum"] = torch.zeros_like(weight)
+        update = state["momentum"].lerp(gradient, 1 - past).sign_()
+        weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
+        state["momentum"].lerp_(gradient, 1 - kept)

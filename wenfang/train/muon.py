@@ -59,11 +59,15 @@ class Muon(Optimizer):
             for weight in group["params"]:
                 if weight.grad is not None:
                     by_shape.setdefault(weight.shape, []).append(weight)
-            for shape, weights in by_shape.items():
-                updates_NRC = torch.stack([whole(self._momentum(weight, group["momentum"])) for weight in weights])
-                scale = group["lr"] * 0.2 * max(shape) ** 0.5
-                for weight, update_RC in zip(weights, orthogonalise(updates_NRC), strict=True):
-                    weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(like(weight, update_RC), alpha=-scale)
+            for weights in by_shape.values():
+                self._move(weights, group)
+
+    def _move(self, weights: list[nn.Parameter], group: dict[str, Any]) -> None:
+        """Update matrices of one shape; what that takes is free again before the next shape's turn."""
+        updates_NRC = torch.stack([whole(self._momentum(weight, group["momentum"])) for weight in weights])
+        scale = group["lr"] * 0.2 * max(weights[0].shape) ** 0.5
+        for weight, update_RC in zip(weights, orthogonalise(updates_NRC), strict=True):
+            weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(like(weight, update_RC), alpha=-scale)
 
     def _momentum(self, weight: nn.Parameter, share: float) -> Tensor:
         """The gradient as Nesterov momentum sees it."""

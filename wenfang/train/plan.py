@@ -1,14 +1,16 @@
 """What each way of training takes, found by taking a step on tensors without memory."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from wenfang.core.device import Device
 from wenfang.model import Decoder, DecoderConfig
+from wenfang.model.depth import Figures, measure_depth
 from wenfang.model.plan import FRAGMENTATION, MATMUL_SHARE, PROCESS_BYTES
 from wenfang.model.trace import tracing
 from wenfang.train.adapter import adapt
@@ -86,46 +88,111 @@ def plan_training(
     Raises:
         InputError: the adapter's targets are not projections of this model.
     """
-    with tracing() as trace:
-        model = Decoder(config)
-        dense = trace.live_bytes
-        adapt(model, adapter or AdapterConfig())
-        if recompute:
-            recompute_blocks(model)
-        weights = _bytes((*model.parameters(), *model.buffers()))
-        optimizers = make_optimizers(model, optimizer or OptimizerConfig(name="adamw"))
-        _make_state(model, optimizers)
-        trace.flops, trace.peak_bytes = 0, trace.live_bytes
-        ids_BT = torch.zeros(batch, context, dtype=torch.long)
-        documents_BT, positions_BT = torch.zeros_like(ids_BT), torch.arange(context).expand(batch, -1)
-        total = cross_entropy_sum(
-            model,
-            ids_BT,
-            ids_BT,
-            documents_BT,
-            positions_BT,
-            getattr(torch, dtype),
-            neighbours_BSNR=_neighbours(config, ids_BT),
-        )
-        (total / ids_BT.numel()).backward()
-        for each in optimizers:
-            each.step()
-        states = [value for each in optimizers for state in each.state.values() for value in state.values()]
-        kept = _bytes(value for value in states if isinstance(value, Tensor))
-        working = trace.peak_bytes - weights - kept
-        trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    way = adapter or AdapterConfig()
+    step = partial(
+        _measure,
+        batch=batch,
+        context=context,
+        adapter=way,
+        optimizer=optimizer or OptimizerConfig(name="adamw"),
+        dtype=getattr(torch, dtype),
+        recompute=recompute,
+    )
+    found = measure_depth(config, step)
+    resting = found["weights"] + found["states"]
+    working = max(figure for name, figure in found.items() if name.startswith("peak")) - resting
     return TrainingPlan(
-        trained_parameters=trained,
+        trained_parameters=found["trained"],
         dtype=dtype,
         batch=batch,
         context=context,
-        weights_bytes=weights,
-        optimizer_bytes=kept,
+        weights_bytes=found["weights"],
+        optimizer_bytes=found["states"],
         working_bytes=int(working * (COMPILED_SHARE if compiled else 1)),
-        loading_bytes=dense if adapter and adapter.method != "full" else 0,
+        loading_bytes=found["dense"] if way.method != "full" else 0,
         compiled=compiled,
-        flops_per_token=trace.flops / (batch * context),
+        flops_per_token=found["flops"] / (batch * context),
     )
+
+
+def _measure(
+    config: DecoderConfig,
+    first_end: int,
+    last_start: int,
+    *,
+    batch: int,
+    context: int,
+    adapter: AdapterConfig,
+    optimizer: OptimizerConfig,
+    dtype: torch.dtype,
+    recompute: bool,
+) -> Figures:
+    """What a step takes: bytes at rest, peaks of its parts, floating-point operations.
+
+    The way back through the repeats between the first and the last one is left out: from layer to layer activations go
+    and gradients come at a constant rate, so one of its ends has the peak, and each end is linear in the repeats.
+    """
+    with tracing() as trace:
+        model = Decoder(config)
+        dense = trace.live_bytes
+        adapt(model, adapter)
+        if recompute:
+            recompute_blocks(model)
+        weights = _bytes((*model.parameters(), *model.buffers()))
+        optimizers = make_optimizers(model, optimizer)
+        _make_state(model, optimizers)
+        peaks: Figures = {}
+
+        def take(part: str) -> None:
+            peaks[f"peak {part}"] = trace.take_peak()
+
+        _when_differentiated(model.layers[last_start], lambda: take("last repeat"))
+        _when_differentiated(model.layers[first_end], trace.take_peak)
+        trace.flops = 0
+        trace.take_peak()
+        ids_BT = torch.zeros(batch, context, dtype=torch.long)
+        documents_BT, positions_BT = torch.zeros_like(ids_BT), torch.arange(context).expand(batch, -1)
+        total = cross_entropy_sum(
+            model, ids_BT, ids_BT, documents_BT, positions_BT, dtype, neighbours_BSNR=_neighbours(config, ids_BT)
+        )
+        take("forward")
+        (total / ids_BT.numel()).backward()
+        take("first repeat")
+        _update(model, optimizers, take)
+        states = [value for each in optimizers for state in each.state.values() for value in state.values()]
+        return {
+            "dense": dense,
+            "weights": weights,
+            "states": _bytes(value for value in states if isinstance(value, Tensor)),
+            "trained": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
+            "flops": trace.flops,
+            **peaks,
+        }
+
+
+def _update(model: Decoder, optimizers: list[Optimizer], take: Callable[[str], None]) -> None:
+    """Move the weights of one shape after those of another: an optimiser may join all of a shape in one product, so it
+    is the peak of each shape that is linear in the layers."""
+    gradients = {weight: weight.grad for weight in model.parameters()}
+    for shape in dict.fromkeys(weight.shape for weight in gradients):
+        for weight, gradient in gradients.items():
+            weight.grad = gradient if weight.shape == shape else None
+        for optimizer in optimizers:
+            optimizer.step()
+        take(f"update {list(shape)}")
+
+
+def _when_differentiated(block: nn.Module, act: Callable[[], object]) -> None:
+    """Have `act` called when the way back has left a block, if it goes so far down."""
+
+    def act_once(gradient_BTD: Tensor) -> None:
+        act()
+
+    def listen(block: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if inputs[0].requires_grad:
+            inputs[0].register_hook(act_once)
+
+    block.register_forward_pre_hook(listen)
 
 
 def _neighbours(config: DecoderConfig, ids_BT: Tensor) -> Tensor | None:

@@ -9,12 +9,10 @@ from pydantic import ValidationError
 
 from wenfang.core.errors import ModelError
 from wenfang.core.language import say
-from wenfang.model.config import DecoderConfig
+from wenfang.model.config import MOST_LAYERS, DecoderConfig
 from wenfang.model.families.tensor_map import Link
 
 T = TypeVar("T")
-MOST_LAYERS = 10_000
-"""Far beyond any model; a hostile file that claims more would fill the memory."""
 Values = dict[str, Any]
 """The content of a `config.json`."""
 

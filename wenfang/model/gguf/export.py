@@ -67,6 +67,7 @@ def export_gguf(folder: Path, out: Path, *, dtype: GGUFDtype) -> None:
     tensors |= rope_tensors(model.config)
     kinds = {name: _kind(name, tensor, dtype, tied="output.weight" not in tensors) for name, tensor in tensors.items()}
 
+    out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(out.name + ".partial")
     writer = GGUFWriter(partial, architecture.name)
     _describe(writer, folder, model.config.parameters, FILE_TYPES[dtype])

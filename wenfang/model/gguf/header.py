@@ -16,7 +16,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 from gguf.quants import dequantize
 from torch import Tensor
 
-from wenfang.core.errors import ModelError
+from wenfang.core.errors import InputError, ModelError
 from wenfang.core.language import say
 
 Scalar = str | int | float | bool
@@ -212,6 +212,17 @@ class _Cursor:
 
 def _mapped(path: Path) -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
     """The file's bytes, mapped; writing to them changes no file."""
+    if not path.exists():
+        raise InputError(
+            say(zh=f"找不到檔案 {str(path)!r}。請檢查路徑。", en=f"There is no file {str(path)!r}. Check the path.")
+        )
+    if path.is_dir():
+        raise InputError(
+            say(
+                zh=f"{str(path)!r} 是資料夾，這裡要的是 GGUF 檔。",
+                en=f"{str(path)!r} is a folder; a GGUF file is wanted here.",
+            )
+        )
     try:
         return np.memmap(path, dtype=np.uint8, mode="c").view(np.ndarray)
     except ValueError:  # An empty file cannot be mapped.
