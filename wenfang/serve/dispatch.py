@@ -66,6 +66,7 @@ class Generation:
         self._deltas: deque[tuple[int, Delta]] = deque()
         self._told = False
         self._cancelled = threading.Event()
+        self._stopped = set[int]()
         self._on_delta = on_delta
         self._streams: dict[int, Deltas] = {}
         self._workers: list[Future[None]] = [pool.submit(self._write, i, job) for i, job in enumerate(jobs)]
@@ -124,8 +125,9 @@ class Generation:
                 yield self._deltas.popleft()
 
     def _raise_failure(self) -> None:
-        for worker in self._workers:
-            error = worker.exception() if worker.done() and not worker.cancelled() else None
+        for choice, worker in enumerate(self._workers):
+            ended = worker.done() and not worker.cancelled() and choice not in self._stopped
+            error = worker.exception() if ended else None
             if isinstance(error, WenfangError):
                 raise error
             if error is not None:
@@ -138,6 +140,12 @@ class Generation:
     def unfinished(self) -> int:
         """How many choices are still being written or waiting."""
         return sum(not worker.done() for worker in self._workers)
+
+    def stop(self, choice: int) -> None:
+        """Write no more of one choice; what it has already written is still read."""
+        if not self._workers[choice].done():
+            self._stopped.add(choice)
+            self._streams[choice].close()
 
     def cancel(self) -> None:
         """Stop writing after the token in progress."""

@@ -30,7 +30,7 @@ class ResponsesAnswer:
             "instructions": asked.instructions,
             "max_output_tokens": asked.max_output_tokens,
             "metadata": asked.metadata,
-            "parallel_tool_calls": True,
+            "parallel_tool_calls": asked.parallel_tool_calls,
             "previous_response_id": None,
             "store": False,
             "temperature": asked.temperature,
@@ -40,7 +40,7 @@ class ResponsesAnswer:
             "top_p": asked.top_p,
             "truncation": asked.truncation,
         }
-        self._turn = Turn(tools)
+        self._turn = Turn(tools, several=asked.parallel_tool_calls)
         self._output: list[dict[str, Any]] = []
         self._number = -1
         self.usage = Usage(prompt_tokens)
@@ -52,6 +52,8 @@ class ResponsesAnswer:
 
     def add(self, choice: int, delta: "Delta") -> Iterator[Event]:
         """What it has gained."""
+        if self._turn.complete:
+            return
         calls = len(self._turn.calls)
         for part in self._turn.add(delta):
             if isinstance(part, str):
@@ -60,6 +62,10 @@ class ResponsesAnswer:
                 yield from self._call(self._turn.calls[calls])
                 calls += 1
         self.usage.completion_tokens = delta.completion_tokens
+
+    def complete(self, choice: int) -> bool:
+        """Whether it is no longer worth writing on."""
+        return self._turn.complete
 
     def end(self) -> Iterator[Event]:
         """The response is complete, or as complete as its limit allows."""

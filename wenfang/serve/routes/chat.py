@@ -34,6 +34,7 @@ async def chat_completions(desk: Desk, request: Request, asked: ChatRequest) -> 
             len(prompt),
             asked.n,
             tools=form,
+            parallel_calls=asked.parallel_tool_calls,
             logprobs=asked.logprobs,
             include_usage=asked.stream_options is not None and asked.stream_options.include_usage,
         )
