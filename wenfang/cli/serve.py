@@ -4,7 +4,7 @@ import contextlib
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import App, Parameter, validators
 
 from wenfang.cli.groups import arguments_group, commands_group, options_group
 from wenfang.cli.speculation import Ahead, Draft, LookupTokens, speculation
@@ -75,7 +75,7 @@ def run(
     quantize: Quantize = None,
     keys: Annotated[Path | None, Parameter(help=_KEYS)] = None,
     adapter: Annotated[dict[str, Path] | None, Parameter(help=_ADAPTER)] = None,
-    memory_gb: Annotated[float | None, Parameter(help=_MEMORY)] = None,
+    memory_gb: Annotated[float | None, Parameter(help=_MEMORY, validator=validators.Number(gt=0, lt=1e6))] = None,
     drain_s: Annotated[int, Parameter(help=_DRAIN)] = 30,
 ) -> None:
     """Serve models behind an OpenAI-compatible API until Ctrl-C."""

@@ -7,6 +7,9 @@ import torch
 from wenfang.model.config import DecoderConfig
 from wenfang.model.decoder import Decoder
 from wenfang.model.experts import Experts
+from wenfang.model.linear import Linear
+from wenfang.model.quantized import BITS, Quantization, check_quantizable
+from wenfang.native.quantized import Bits, pack
 
 
 @lru_cache(maxsize=32)
@@ -34,6 +37,30 @@ def matmul_parameters(config: DecoderConfig) -> int:
     if model.embed_positions is not None:
         looked_up += model.embed_positions.weight.numel()
     return matrices - looked_up - _idle(model) + _read_again(model)
+
+
+def loaded_bytes(config: DecoderConfig, quantization: Quantization | None) -> int:
+    """Memory of the weights as an engine holds them: in fp32, or the projections rounded and the rest in bf16.
+
+    Raises:
+        ModelError: the model cannot be quantised.
+    """
+    if quantization is None:
+        return parameters(config) * torch.float32.itemsize
+    check_quantizable(config)
+    model, total = _skeleton(config), 0
+    rest = dict(model.named_parameters(remove_duplicate=False))
+    for name, module in model.named_modules():
+        if isinstance(module, Linear):
+            weight = rest.pop(f"{name}.weight")
+            total += _packed_bytes(weight.shape, 8 if name == "lm_head" else BITS[quantization])
+    return total + sum(weight.numel() for weight in rest.values()) * torch.bfloat16.itemsize
+
+
+@lru_cache(maxsize=64)
+def _packed_bytes(shape: torch.Size, bits: Bits) -> int:
+    packed = pack(torch.empty(shape, device="meta"), bits)
+    return packed.codes.nbytes + packed.scales.nbytes
 
 
 def _idle(model: Decoder) -> int:

@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,6 @@ from wenfang.serve.models import Served, describe, no_such_model
 if TYPE_CHECKING:
     from wenfang.engine import Speculation
     from wenfang.model.quantized import Quantization
-
-EXPANSION = 4
-"""A quantised GGUF file's weights take up to so many times its size once opened."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +38,22 @@ class Source:
     speculation: "Speculation | None" = None
     quantize: "Quantization | None" = None
 
-    @property
+    @cached_property
     def memory_bytes(self) -> int:
-        """What its weights take in memory, adapters included."""
-        if self.path.is_file():
-            return EXPANSION * self.path.stat().st_size
-        folders = (self.path, *self.adapters.values())
-        return sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors"))
+        """What its weights take in memory, with those of its adapters, by their files, and of the model that guesses.
+
+        Raises:
+            InputError, ModelError: no such model, or it cannot be quantised.
+        """
+        from wenfang.engine import DraftModel
+        from wenfang.model import load_config
+        from wenfang.model.size import loaded_bytes
+
+        weights = loaded_bytes(load_config(self.path), self.quantize)
+        if isinstance(self.speculation, DraftModel):
+            weights += loaded_bytes(self.speculation.model.config, None)
+        files = [file for folder in self.adapters.values() for file in folder.glob("*.safetensors")]
+        return weights + sum(file.stat().st_size for file in files)
 
 
 @dataclass
