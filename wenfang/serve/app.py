@@ -26,13 +26,13 @@ from wenfang.serve.models import Models, OneModel
 from wenfang.serve.routes import ROUTES
 
 if TYPE_CHECKING:
-    from wenfang.engine import Engine
+    from wenfang.engine import TextEngine
 
 ALL_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
 
 
 def create_app(
-    engine: "Engine", *, host: str = HOST, dispatcher: Dispatcher | None = None, keys: KeyRing | None = None
+    engine: "TextEngine", *, host: str = HOST, dispatcher: Dispatcher | None = None, keys: KeyRing | None = None
 ) -> FastAPI:
     """An application that answers with `engine`.
 

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from wenfang.core.errors import InputError, WenfangError
 from wenfang.core.language import say
+from wenfang.core.openai import api_key
 from wenfang.serve.dispatch import Dispatcher, Meter
 from wenfang.serve.errors import ApiError
 from wenfang.serve.models import Served, describe, no_such_model
 
 if TYPE_CHECKING:
-    from wenfang.engine import Speculation
+    from wenfang.engine import Speculation, TextEngine
     from wenfang.model.quantized import Quantization
 
 
@@ -30,6 +31,7 @@ class Source:
         adapters: folders of adapters on it, by what clients call them.
         speculation: who guesses ahead, if anybody.
         quantize: what its weights are rounded to, if to anything.
+        engine: `wenfang`, `vllm`, or the address of a server that writes; the others take no adapters.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Source:
     adapters: dict[str, Path] = field(default_factory=dict)
     speculation: "Speculation | None" = None
     quantize: "Quantization | None" = None
+    engine: str = "wenfang"
 
     @cached_property
     def memory_bytes(self) -> int:
@@ -130,13 +133,9 @@ class ModelPool:
         Raises:
             InputError, ModelError: a file cannot be used.
         """
-        from wenfang.engine import Engine
-
         source = self._source(name)
-        engine = Engine.load(source.path, speculation=source.speculation, quantize=source.quantize)
+        engine = _open(source)
         engine.name = source.name
-        for adapter, folder in source.adapters.items():
-            engine.load_adapter(adapter, folder)
         dispatcher = Dispatcher(engine, meter=self._meter)
         served = {source.name: Served(dispatcher)}
         served |= {adapter: Served(dispatcher, adapter=adapter) for adapter in source.adapters}
@@ -196,3 +195,16 @@ class ModelPool:
         dispatcher = loaded.served[loaded.source.name].dispatcher
         dispatcher.close()
         dispatcher.engine.close()
+
+
+def _open(source: Source) -> "TextEngine":
+    from wenfang.engine import Engine, RemoteEngine, VllmEngine
+
+    if source.engine == "vllm":
+        return VllmEngine(source.path)
+    if source.engine != "wenfang":
+        return RemoteEngine(source.engine, source.path, key=api_key())
+    engine = Engine.load(source.path, speculation=source.speculation, quantize=source.quantize)
+    for adapter, folder in source.adapters.items():
+        engine.load_adapter(adapter, folder)
+    return engine
