@@ -6,13 +6,16 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import jsonschema
 import pytest
 from openai import BadRequestError, OpenAI
 from serve.fakes import live, tiny_model
 
 from wenfang.engine import Engine, SamplingParams
+from wenfang.model import load_model
 from wenfang.serve import Dispatcher, create_app
+from wenfang.tokenizer import Tokenizer
 
 POET = Path(__file__).parents[2] / "models" / "poet"
 ASK = [{"role": "user", "content": "寫一首五言絕句。"}]
@@ -141,3 +144,23 @@ def test_stopping_one_choice_leaves_the_others_alone(engine: Engine) -> None:
     assert other == 60
     assert stopped < 60
     dispatcher.close()
+
+
+def test_a_prompt_up_to_the_last_place_of_the_cache_is_answered_and_a_longer_one_refused(
+    tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    folder = tiny_model(tmp_path / "tiny", tokenizer_folder)
+    decoder = load_model(folder)
+    tokenizer = Tokenizer.load(folder, model_vocab_size=decoder.config.vocab_size)
+    engine = Engine(decoder, tokenizer, name="tiny", cache_tokens=64)
+    assert engine.context == 64 < decoder.config.context
+    with live(create_app(engine)) as url:
+        for length, status in ((63, 200), (64, 400), (65, 400), (decoder.config.context + 1, 400), (100_000, 400)):
+            body = {"model": "tiny", "prompt": [5] * length, "max_tokens": 9}
+            answer = httpx.post(f"{url}/v1/completions", json=body)
+            assert answer.status_code == status
+            if status == 200:
+                assert answer.json()["usage"]["total_tokens"] == 64
+            else:
+                assert answer.json()["error"]["code"] == "context_length_exceeded"
+    engine.close()
