@@ -89,14 +89,20 @@ class ModelPool:
         for source in sources:
             for name in (source.name, *source.adapters):
                 if name in self._home:
-                    raise InputError(say(zh=f"兩個模型都叫 {name!r}。", en=f"Two models are called {name!r}."))
+                    raise InputError(
+                        say(
+                            zh=f"兩個模型都叫 {name!r}。請把其中一個的資料夾或轉接器改名。",
+                            en=f"Two models are called {name!r}. Rename the folder, or the adapter, of one of them.",
+                        )
+                    )
                 self._home[name] = source
             if memory_bytes is not None and source.memory_bytes > memory_bytes:
                 raise InputError(
                     say(
-                        zh=f"{source.name!r} 需要 {source.memory_bytes:,} 位元組，超過記憶體預算 {memory_bytes:,}。",
+                        zh=f"{source.name!r} 需要 {source.memory_bytes:,} 位元組，超過記憶體預算 {memory_bytes:,}。"
+                        "請提高 --memory-gb，或用 --quantize。",
                         en=f"{source.name!r} takes {source.memory_bytes:,} bytes, the memory budget is "
-                        f"{memory_bytes:,}.",
+                        f"{memory_bytes:,}. Raise --memory-gb, or use --quantize.",
                     )
                 )
 
