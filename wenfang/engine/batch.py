@@ -1,6 +1,7 @@
 """One step of the running batch: parts of prompts, then one token or more for every request that is ready."""
 
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -10,10 +11,17 @@ from wenfang.engine.request import Generation, Request, SearchRequest
 from wenfang.engine.runner import Runner
 from wenfang.engine.sampling import choose, observe
 from wenfang.engine.scheduler import Scheduler
+from wenfang.engine.sequence import Sequence
 from wenfang.engine.speculation import Drafter
 
 CHUNK = 256
 """Prompt tokens computed between two tokens of the running requests: a long prompt delays them no longer."""
+
+SHORT = 64
+"""A part of a prompt up to this long is computed together with others: alone it would cost little less."""
+
+_Prefill = tuple[Request, Sequence, int]
+"""Whose prompt, where it lies, and how many of its tokens."""
 
 
 @dataclass
@@ -60,17 +68,18 @@ class Batch:
         turns: list[_Turn] = []
         with self._changed:
             prefills = list(self._scheduler.prefills(CHUNK))
-        for request, sequence, tokens in prefills:
-            if request not in self._scheduler.running:  # It stepped back for another one.
-                continue
-            start = sequence.computed
-            (hidden_TD,) = self._runner.run([sequence], [tokens])
-            sequence.advance(self._scheduler.pool, tokens)
-            request.read(start, hidden_TD, self._runner.logits)
-            if self._drafter is not None:
-                self._drafter.read_prompt(sequence, start, hidden_TD)
-            if not sequence.waiting:
-                turns.append(_Turn(request, hidden_TD[-1:]))
+        # Some may have stepped back for others.
+        prefills = [prefill for prefill in prefills if prefill[0] in self._scheduler.running]
+        for group in _together(prefills, alike=self._runner.config.recurrent):
+            hidden_NTD = self._runner.run([sequence for _, sequence, _ in group], [tokens for _, _, tokens in group])
+            for (request, sequence, tokens), padded_TD in zip(group, hidden_NTD, strict=True):
+                start, hidden_TD = sequence.computed, padded_TD[:tokens]
+                sequence.advance(self._scheduler.pool, tokens)
+                request.read(start, hidden_TD, self._runner.logits)
+                if self._drafter is not None:
+                    self._drafter.read_prompt(sequence, start, hidden_TD)
+                if not sequence.waiting:
+                    turns.append(_Turn(request, hidden_TD[-1:]))
         return turns
 
     def _decode(self) -> list[_Turn]:
@@ -161,3 +170,21 @@ class Batch:
             request.branch(children, self._scheduler.pool, self._runner)
         else:
             request.finish()
+
+
+def _together(prefills: list[_Prefill], *, alike: bool) -> Iterator[list[_Prefill]]:
+    """Parts of prompts that are computed in one call, where the shorter ones are filled up: each of `SHORT` tokens at
+    most, and at least half as long as the longest.
+
+    Args:
+        alike: whether nothing may be filled up.
+    """
+    group: list[_Prefill] = []
+    for prefill in sorted(prefills, key=lambda prefill: -prefill[2]):
+        longest = group[0][2] if group else 0
+        if longest > SHORT or prefill[2] < (longest if alike else longest / 2):
+            yield group
+            group = []
+        group.append(prefill)
+    if group:
+        yield group
