@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,6 +127,22 @@ def test_vllm_that_ends_before_it_is_ready_is_reported(tmp_path: Path, capfd, mo
     monkeypatch.setenv("PATH", environment["PATH"])
     assert main(["serve", str(POET), "--engine", "vllm", "--port", "0"]) == 2
     assert "CUDA is not there\nvLLM ended with 1 before it was ready" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child")
+def test_vllm_does_not_outlive_a_server_that_is_killed(tmp_path: Path) -> None:
+    environment = install(tmp_path, "import os, sys, time; print('pid', os.getpid(), file=sys.stderr); time.sleep(60)")
+    command = [sys.executable, "-m", "wenfang", "serve", str(POET), "--engine", "vllm", "--port", "0"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        child = int(next(line for line in server.stderr if line.startswith("pid")).split()[1])
+        server.kill()
+        server.stderr.read()  # To its end: the child has closed it, too.
+    for _ in range(50):
+        if not Path(f"/proc/{child}").exists():
+            return
+        time.sleep(0.1)
+    pytest.fail("vLLM runs on")
 
 
 def test_another_server_by_its_address(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """vLLM as a child of this process, for machines with fast GPUs: it writes, and nobody but this process may ask it."""
 
+import ctypes
 import os
 import secrets
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -19,6 +21,7 @@ from wenfang.engine.remote import OPENAI, RemoteEngine
 HONOURED = OPENAI | {"top_k", "min_p", "repetition_penalty"}
 """Of our parameters, those that vLLM documents."""
 HOST = "127.0.0.1"
+PR_SET_PDEATHSIG = 1
 ENDING_S = 10
 """How long vLLM may take to end before it is killed."""
 
@@ -56,6 +59,7 @@ class VllmEngine(RemoteEngine):
             stdin=subprocess.DEVNULL,
             stdout=2,
             start_new_session=True,
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
         try:
             self._wait(f"http://{HOST}:{port}/health")
@@ -87,6 +91,11 @@ class VllmEngine(RemoteEngine):
                 en=f"vLLM ended with {self._process.returncode} before it was ready; what it said stands above.",
             )
         )
+
+
+def _end_with_parent() -> None:
+    """Run in the child: whatever ends the thread that started it, even SIGKILL, ends it too."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _free_port() -> int:
