@@ -13,6 +13,7 @@ from openai import BadRequestError, OpenAI
 from serve.fakes import live, tiny_model
 
 from wenfang.engine import Engine, SamplingParams
+from wenfang.engine.blocks import BLOCK
 from wenfang.model import load_model
 from wenfang.serve import Dispatcher, create_app
 from wenfang.tokenizer import Tokenizer
@@ -164,3 +165,15 @@ def test_a_prompt_up_to_the_last_place_of_the_cache_is_answered_and_a_longer_one
             else:
                 assert answer.json()["error"]["code"] == "context_length_exceeded"
     engine.close()
+
+
+def test_a_response_says_how_much_of_its_prompt_was_cached(engine: Engine) -> None:
+    text = "白日依山盡，黃河入海流。" * 6
+    length = len(engine.tokenizer.chat([{"role": "user", "content": text}], add_generation_prompt=True))
+    with live(create_app(engine)) as url:
+        client = OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0)
+        usages = [client.responses.create(model="tiny", input=text, max_output_tokens=4).usage for _ in range(2)]
+    assert [usage.input_tokens for usage in usages] == [length, length]
+    found = [usage.input_tokens_details.cached_tokens for usage in usages]
+    assert found == [0, (length - 1) // BLOCK * BLOCK]  # Whole blocks, and the last token is always computed.
+    assert found[1] > 0

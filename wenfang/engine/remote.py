@@ -211,9 +211,11 @@ class RemoteStream:
 
     def _pieces(self, connection: http.client.HTTPConnection) -> Iterator[Delta]:
         """The last one comes when the server has said how many tokens there were."""
-        pieces, tokens, reason = 0, None, None
+        pieces, tokens, cached, reason = 0, None, 0, None
         for event in read_events(self._engine.ask(connection, "/completions", self._body)):
-            tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
+            usage = event.get("usage") or {}
+            tokens = usage.get("completion_tokens", tokens)
+            cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or cached
             for choice in event.get("choices", ()):
                 reason = choice.get("finish_reason") or reason
                 if text := choice.get("text"):
@@ -223,7 +225,7 @@ class RemoteStream:
             return
         if reason not in ("stop", "length"):
             raise self._engine.gone(ConnectionError(f"finish_reason {reason!r}"))
-        yield Delta("", reason, pieces if tokens is None else tokens)
+        yield Delta("", reason, pieces if tokens is None else tokens, cached_tokens=cached)
 
 
 def _not_honoured(name: str) -> InputError:

@@ -43,6 +43,7 @@ class ResponsesAnswer:
         self._turn = Turn(tools, several=asked.parallel_tool_calls)
         self._output: list[dict[str, Any]] = []
         self._number = -1
+        self._cached_tokens = 0
         self.usage = Usage(prompt_tokens)
 
     def begin(self) -> Iterator[Event]:
@@ -62,6 +63,7 @@ class ResponsesAnswer:
                 yield from self._call(self._turn.calls[calls])
                 calls += 1
         self.usage.completion_tokens = delta.completion_tokens
+        self._cached_tokens = delta.cached_tokens
 
     def complete(self, choice: int) -> bool:
         """Whether it is no longer worth writing on."""
@@ -91,7 +93,7 @@ class ResponsesAnswer:
     def _response(self, status: str) -> dict[str, Any]:
         usage = None if status == "in_progress" else {
             "input_tokens": self.usage.prompt_tokens,
-            "input_tokens_details": {"cached_tokens": 0},
+            "input_tokens_details": {"cached_tokens": self._cached_tokens},
             "output_tokens": self.usage.completion_tokens,
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": self.usage.total_tokens,
