@@ -58,10 +58,14 @@ async def client(url: str, model: str, until: float, tokens: int, tally: Tally, 
     """One client that asks again and again, hangs up at random and sometimes sends nonsense."""
     async with httpx.AsyncClient(base_url=url, timeout=120) as http:
         while time.monotonic() < until:
-            if rng.random() < BROKEN:
-                await broken(http, tally, rng)
-            else:
-                await stream(http, model, tokens, tally, rng)
+            try:
+                if rng.random() < BROKEN:
+                    await broken(http, tally, rng)
+                else:
+                    await stream(http, model, tokens, tally, rng)
+            except httpx.TransportError as error:
+                tally.outcomes["no answer"] += 1
+                tally.wrong.append(f"no answer: {error}")
 
 
 async def broken(http: httpx.AsyncClient, tally: Tally, rng: random.Random) -> None:
@@ -139,8 +143,8 @@ def report(name: str, tally: Tally, seconds: float) -> None:
     print(f"{name}: {dict(sorted(tally.outcomes.items()))}")
     print(f"{name}: {tally.outcomes['whole'] / seconds:.1f} whole answers/s, time to first token median "
           f"{statistics.median(first):.3f} s, p95 {p95:.3f} s")  # fmt: skip
-    for wrong in tally.wrong[:5]:
-        print(f"{name}: WRONG {wrong}")
+    for wrong, times in Counter(tally.wrong).most_common(5):
+        print(f"{name}: WRONG {times} times: {wrong}")
 
 
 def main() -> int:
