@@ -1,6 +1,6 @@
 """The server under load and faults: many streams, clients that hang up, malformed bodies; beside llama.cpp's server.
 
-    python benchmarks/serve.py models/poet [--minutes 5] [--llama model.gguf]
+    python benchmarks/serve.py models/poet [--minutes 5] [--quantize int8] [--llama model.gguf]
 
 Every answer must be a whole stream or an error in OpenAI's shape. At the end the cache must hold no block, and memory
 is compared with what it was after the first quarter. With `--llama`, llama.cpp's server (through `xllamacpp`) gets the
@@ -58,10 +58,14 @@ async def client(url: str, model: str, until: float, tokens: int, tally: Tally, 
     """One client that asks again and again, hangs up at random and sometimes sends nonsense."""
     async with httpx.AsyncClient(base_url=url, timeout=120) as http:
         while time.monotonic() < until:
-            if rng.random() < BROKEN:
-                await broken(http, tally, rng)
-            else:
-                await stream(http, model, tokens, tally, rng)
+            try:
+                if rng.random() < BROKEN:
+                    await broken(http, tally, rng)
+                else:
+                    await stream(http, model, tokens, tally, rng)
+            except httpx.TransportError as error:
+                tally.outcomes["no answer"] += 1
+                tally.wrong.append(f"no answer: {error}")
 
 
 async def broken(http: httpx.AsyncClient, tally: Tally, rng: random.Random) -> None:
@@ -139,8 +143,8 @@ def report(name: str, tally: Tally, seconds: float) -> None:
     print(f"{name}: {dict(sorted(tally.outcomes.items()))}")
     print(f"{name}: {tally.outcomes['whole'] / seconds:.1f} whole answers/s, time to first token median "
           f"{statistics.median(first):.3f} s, p95 {p95:.3f} s")  # fmt: skip
-    for wrong in tally.wrong[:5]:
-        print(f"{name}: WRONG {wrong}")
+    for wrong, times in Counter(tally.wrong).most_common(5):
+        print(f"{name}: WRONG {times} times: {wrong}")
 
 
 def main() -> int:
@@ -151,10 +155,12 @@ def main() -> int:
     parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--port", type=int, default=8399)
+    parser.add_argument("--quantize", choices=("int8", "int4"), help="as `wenfang serve --quantize`")
     parser.add_argument("--llama", help="the same model as GGUF, for llama.cpp's server")
     options = parser.parse_args()
     seconds, url = 60 * options.minutes, f"http://127.0.0.1:{options.port}"
     command = [sys.executable, "-m", "wenfang", "serve", str(options.model), "--port", str(options.port)]
+    command += ["--quantize", options.quantize] if options.quantize else []
     with running(command, url) as process:
         name = httpx.get(f"{url}/v1/models").json()["data"][0]["id"]
         quarter = asyncio.run(load(url, name, options.streams, seconds / 4, options.tokens))

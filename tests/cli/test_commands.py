@@ -83,6 +83,8 @@ def test_a_question_too_long_does_not_end_the_session(
         (["chat", "{model}", "--once", "a", "--temperature", "-1"], "`temperature` is -1.0"),
         (["chat", "{model}", "--once", "\udcff"], "not UTF-8"),
         (["chat", "{missing}", "--once", "a"], "No folder"),
+        (["chat", "{model}", "--once", " "], "`--once` is empty"),
+        (["chat", "{model}", "--once", "a", "--quantize", "int3"], "'int3'; known are int8, int4"),
         (["serve", "{model}", "--port", "{taken}"], "already in use"),
         (["studio", "{model}", "--port", "{taken}"], "already in use"),
         (["studio", "{empty}"], "neither a model"),
@@ -143,7 +145,14 @@ def test_a_terminal_session_is_safe_and_left_with_ctrl_d(model: Path) -> None:
         assert "› " in read_until(terminal, "› ")
         # A random model writes any byte; none of them may reach the terminal as a command (readline's own may).
         assert not set(reply.partition("\n")[2].partition("tokens")[0]) & {"\x07", "\x08", "\x0e", "\x7f", "\x9b"}
-        os.write(terminal, b"\x04")
+        os.write(terminal, "夏\n".encode())
+        read_until(terminal, "\n")
+        while os.read(terminal, 1) < b"\x80":  # What readline says before the reply.
+            pass
+        os.write(terminal, b"typed ahead")
+        assert "typed" not in read_until(terminal, "per second")
+        assert "typed ahead" in read_until(terminal, "typed ahead")
+        os.write(terminal, b"\x15\x04")
         assert "Traceback" not in read_until(terminal)
         assert session.wait(10) == 0
     finally:

@@ -149,8 +149,9 @@ def test_every_schedule_gives_the_texts_of_one_request_at_a_time(
 def test_a_known_prefix_is_not_computed_again(model: Decoder, tokenizer_folder: Path) -> None:
     engine = Engine(model, Tokenizer.load(tokenizer_folder), name="tiny", max_batch=2)
     computed: list[int] = []
-    run = engine._runner.run
+    run, read = engine._runner.run, engine._runner.read
     engine._runner.run = lambda sequences, counts: computed.append(sum(counts)) or run(sequences, counts)
+    engine._runner.read = lambda sequences, counts: computed.append(sum(counts)) or read(sequences, counts)
     params = SamplingParams(temperature=0, max_tokens=20)
     first = engine.generate([STEM[:50]], params)[0]
     assert sum(computed) == 50 + 19

@@ -6,7 +6,17 @@ from collections.abc import Callable
 import pytest
 
 from wenfang.core.errors import InputError
-from wenfang.grammar import Choice, Grammar, GrammarCompiler, JsonSchema, Lark, Regex, ToolCalls, fill_masks
+from wenfang.grammar import (
+    BrokenPromise,
+    Choice,
+    Grammar,
+    GrammarCompiler,
+    JsonSchema,
+    Lark,
+    Regex,
+    ToolCalls,
+    fill_masks,
+)
 from wenfang.grammar import judge as judge_module
 from wenfang.grammar.judge import judge
 from wenfang.tokenizer import Tokenizer
@@ -136,3 +146,23 @@ def test_a_grammar_is_judged_once(compiler: GrammarCompiler, monkeypatch: pytest
     second = compiler.matcher(JsonSchema.of({"const": json.dumps("once")}))
     first.consume(first.forced()[0])
     assert second.forced() != first.forced()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "kept"),
+    [
+        ("[0-9]{4}年", "2026年", True),
+        ("[0-9]{4}年", "2026年。", False),
+        ("a|b", "ab", False),
+        ("(a+)+$", "a" * 5000 + "b", False),
+        ("春.", "春\n", False),
+        (r"\w+", "春", True),
+        ("a{1,5000}", "b", True),  # Nobody but llguidance reads it.
+    ],
+)
+def test_a_text_is_matched_again_by_another_engine(pattern: str, text: str, kept: bool) -> None:
+    if kept:
+        Regex(pattern).check(text)
+        return
+    with pytest.raises(BrokenPromise, match="does not match the expression"):
+        Regex(pattern).check(text)

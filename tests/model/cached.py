@@ -1,5 +1,6 @@
 """Rows of known tokens through the engine's cache, as far at a time as a test wants."""
 
+import torch
 from torch import Tensor
 
 from wenfang.engine.blocks import BLOCK, BlockPool
@@ -21,7 +22,7 @@ class Cached:
         sequences = [self._sequences[row] for row in rows]
         for sequence in sequences:
             assert sequence.reserve(self._pool, sequence.computed + count)
-        hidden_NTD = self._runner.run(sequences, [count] * len(sequences))
+        states = self._runner.run(sequences, [count] * len(sequences))
         for sequence in sequences:
             sequence.advance(self._pool, count)
-        return self._runner.logits(hidden_NTD.flatten(0, 1)).unflatten(0, (len(rows), count))
+        return self._runner.logits(torch.cat(states)).unflatten(0, (len(rows), count))

@@ -30,7 +30,7 @@ class LlamaCpp:
     """What a running server answers."""
 
     def __init__(self, address: str) -> None:
-        self._address = address
+        self.address = address
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of plain text."""
@@ -54,7 +54,7 @@ class LlamaCpp:
 
     def _post(self, path: str, body: dict[str, object]) -> dict:
         request = urllib.request.Request(
-            self._address + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+            self.address + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
         with urllib.request.urlopen(request, timeout=60) as reply:
             return json.load(reply)

@@ -43,7 +43,7 @@ with torch.inference_mode():
         sequence = Sequence([1] * length)
         sequence.reserve(pool, length)
         for tokens in (length - 1, 1):
-            runner.logits(runner.run([sequence], [tokens])[:, -1])
+            runner.logits(runner.run([sequence], [tokens])[0][-1:])
             sequence.computed += tokens
 print(peak_memory_bytes())
 """

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import torch
 
 from wenfang.core.errors import InputError
@@ -119,6 +120,30 @@ def live(app: object) -> Iterator[str]:
     server.should_exit = True
     thread.join(10)
     listener.close()
+
+
+@contextmanager
+def undisturbed(url: str, engine: FakeEngine, **headers: str) -> Iterator[None]:
+    """Streams, one after the other, that run while everything else is refused, and must come out whole."""
+    engine.tokens, engine.pause_s = 190, 0.005
+    body = {"model": engine.name, "messages": [{"role": "user", "content": "秋"}], "stream": True}
+    streams, over = list[list[str]](), threading.Event()
+
+    def read() -> None:
+        while not over.is_set():
+            with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, headers=headers, timeout=30) as response:
+                streams.append(list(response.iter_lines()))
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    yield
+    over.set()
+    thread.join(30)
+    engine.tokens, engine.pause_s = 12, 0.0
+    assert streams
+    for lines in streams:
+        assert lines[-2] == "data: [DONE]"
+        assert len([line for line in lines if '"content":"' in line and '"content":""' not in line]) == 190
 
 
 def tiny_model(folder: Path, tokenizer: Path) -> Path:

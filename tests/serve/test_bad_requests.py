@@ -1,11 +1,17 @@
 """What must be refused, each in OpenAI's shape, while another stream runs undisturbed."""
 
 import json
-import threading
 from collections.abc import Iterator
 
 import httpx
 import pytest
+from openai.types import completion_create_params as text_params
+from openai.types.chat import completion_create_params as chat_params
+from openai.types.embedding_create_params import EmbeddingCreateParams
+from openai.types.responses import response_create_params as responses_params
+from serve.fakes import undisturbed
+
+from wenfang.serve.routes import ROUTES
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 ASK = {"model": "fake-poet", "messages": [{"role": "user", "content": "秋"}]}
@@ -58,7 +64,8 @@ BODIES = {
     "bias outside the vocabulary": chat(logit_bias={"9999999": 1}),
     "negative bias token": chat(logit_bias={"-1": 1}),
     "bias too strong": chat(logit_bias={"1": 101}),
-    "100k biases": chat(logit_bias={str(i): 1 for i in range(60_000)}),
+    "60k biases": chat(logit_bias={str(i): 1 for i in range(60_000)}),
+    "100k biases": chat(logit_bias={str(i): 1 for i in range(100_000)}),
     "empty stop": chat(stop=""),
     "empty stop in a list": chat(stop=["a", ""]),
     "10k stops": chat(stop=["a"] * 10_000),
@@ -74,31 +81,22 @@ BODIES = {
         for value in (0, -1, 1e18, 10**18, "1", True, 1.5, [])
     },
     **{f"logprobs {value!r}": chat(logprobs=value) for value in (0, -1, 1e18, "1", 21)},
+    **{
+        f"top_logprobs {value!r}": chat(logprobs=True, top_logprobs=value)
+        for value in (-1, 1e18, 10**18, "1", True, 21, 1.5)
+    },
     **{f"temperature {value!r}": chat(temperature=value) for value in (-1, 1e18, "1", True, 2.01)},
 }
 
 
-@pytest.fixture(scope="module")
-def undisturbed(served) -> Iterator[None]:
-    """One stream that runs while everything else is refused, and must come out whole."""
-    served.engine.tokens, served.engine.pause_s = 190, 0.005
-    seen = list[str]()
-
-    def read() -> None:
-        with httpx.stream("POST", served.url + CHAT, json={**ASK, "stream": True}, timeout=30) as response:
-            seen.extend(response.iter_lines())
-
-    thread = threading.Thread(target=read)
-    thread.start()
-    yield
-    thread.join(30)
-    served.engine.tokens, served.engine.pause_s = 12, 0.0
-    assert seen[-2] == "data: [DONE]"
-    assert len([line for line in seen if '"content":"' in line and '"content":""' not in line]) == 190
+@pytest.fixture(scope="module", autouse=True)
+def _beside_a_stream(served) -> Iterator[None]:
+    with undisturbed(served.url, served.engine):
+        yield
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_a_bad_body_is_refused(served, undisturbed: None, name: str) -> None:
+def test_a_bad_body_is_refused(served, name: str) -> None:
     response = httpx.post(served.url + CHAT, content=BODIES[name], headers=JSON)
     assert 400 <= response.status_code < 500, response.text
     error = response.json()["error"]
@@ -126,9 +124,25 @@ def test_a_bad_body_is_refused(served, undisturbed: None, name: str) -> None:
         ("/tokenize", {}, "prompt"),
         ("/detokenize", {"tokens": ["1"]}, "tokens[0]"),
         ("/detokenize", {"tokens": [0x110000]}, "tokens"),
+        *(
+            (path, {**body, name: value}, name)
+            for path, body, names in (
+                (TEXT, {"prompt": "a"}, ("n", "max_tokens", "logprobs", "top_k", "truncate_prompt_tokens")),
+                ("/v1/responses", {"input": "a"}, ("max_output_tokens", "top_k")),
+                ("/v1/embeddings", {"input": "a"}, ("truncate_prompt_tokens",)),
+            )
+            for name in names
+            for value in (0, -1, 1e18, 10**18, "1", True)
+            if (name, value) != ("logprobs", 0) or value is True
+        ),
+        *(
+            ("/api/chat", {"messages": [USER], "options": {name: value}}, "options")
+            for name in ("num_predict", "top_k")
+            for value in (0, -1, 1e18, 10**18, "1", True)
+        ),
     ],
 )
-def test_a_bad_value_is_named(served, undisturbed: None, path: str, body: dict, param: str) -> None:
+def test_a_bad_value_is_named(served, path: str, body: dict, param: str) -> None:
     response = httpx.post(served.url + path, json={"model": "fake-poet", **body})
     assert response.status_code == 400, response.text
     named = response.json()["error"]["param"]
@@ -136,15 +150,50 @@ def test_a_bad_value_is_named(served, undisturbed: None, path: str, body: dict, 
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
-def test_a_wrong_content_type_is_refused(served, undisturbed: None, kind: str) -> None:
+def test_a_wrong_content_type_is_refused(served, kind: str) -> None:
     response = httpx.post(served.url + CHAT, content=chat(), headers={"Content-Type": kind} if kind else {})
     assert response.status_code == 415
 
 
-def test_the_last_token_of_the_context_can_be_written(served, engine) -> None:
+def test_the_last_token_of_the_context_can_be_written(served) -> None:
     for length, status in ((198, 200), (199, 200), (200, 400), (201, 400)):
         body = said({"role": "user", "content": "長" * length})
         response = httpx.post(served.url + CHAT, content=body, headers=JSON)
         assert response.status_code == status
         if status == 200:
             assert response.json()["usage"]["total_tokens"] == 200
+
+
+@pytest.mark.parametrize("path", [route.path for route in ROUTES if route.asks is not None])
+def test_every_route_refuses_what_is_no_request(served, path: str) -> None:
+    for name in ("empty", "not JSON", "a list", "duplicate keys", "NaN", "lone surrogate", "NUL", "100k deep",
+                 "2 MB of newlines", "thousands of digits"):  # fmt: skip
+        response = httpx.post(served.url + path, content=BODIES[name], headers=JSON)
+        assert 400 <= response.status_code < 500, (name, response.text)
+        assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+    assert httpx.post(served.url + path, content=b"{}", headers={"Content-Type": "text/plain"}).status_code == 415
+
+
+PARAMETERS = {
+    CHAT: (chat_params.CompletionCreateParamsBase, ASK),
+    TEXT: (text_params.CompletionCreateParamsBase, {"model": "fake-poet", "prompt": "秋"}),
+    "/v1/embeddings": (EmbeddingCreateParams, {"model": "fake-poet", "input": "秋"}),
+    "/v1/responses": (responses_params.ResponseCreateParamsBase, {"model": "fake-poet", "input": "秋"}),
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [(path, name) for path, (known, _) in PARAMETERS.items() for name in known.__annotations__],
+)
+def test_no_parameter_of_the_official_client_is_ignored(served, path: str, name: str) -> None:
+    """Each is one that we read, and then a value of no type is refused by its name, or refused whatever it is."""
+    _, body = PARAMETERS[path]
+    for nonsense in ({"no": ["such", "value"]}, "no such value"):
+        response = httpx.post(served.url + path, json={**body, name: nonsense})
+        if response.status_code == 200:
+            assert name in ("user", "input", "prompt", "stop", "suffix", "instructions")  # A text is what they are.
+            continue
+        error = response.json()["error"]
+        assert response.status_code in (400, 404)
+        assert error["param"].startswith(name)

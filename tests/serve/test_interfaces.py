@@ -75,6 +75,25 @@ def test_streamed_tool_calls_are_the_whole_ones(caller, cut: int) -> None:
     assert streamed.finish_reason == "tool_calls"
 
 
+@pytest.mark.parametrize("cut", [1, 7, 1000])
+def test_without_parallel_calls_an_answer_ends_with_its_first(caller, cut: int) -> None:
+    caller.engine.cut = cut
+    asked = {"model": "caller", "messages": ASK, "tools": TOOLS, "parallel_tool_calls": False, "n": 2}
+    whole = caller.client.chat.completions.create(**asked)
+    with caller.client.chat.completions.stream(**asked) as stream:
+        streamed = stream.get_final_completion()
+    for answer in (whole, streamed):
+        for choice in answer.choices:
+            assert [(c.function.name, json.loads(c.function.arguments)) for c in choice.message.tool_calls] == CALLS[:1]
+            assert (choice.message.content, choice.finish_reason) == ("我查一下。", "tool_calls")
+    first_ends = REPLY.index("</tool_call>") + len("</tool_call>")
+    assert whole.usage.completion_tokens == 2 * -(-first_ends // cut)  # A piece is a token here.
+    tools = [{"type": "function", **TOOL}]
+    answer = caller.client.responses.create(model="caller", input="天氣？", tools=tools, parallel_tool_calls=False)
+    assert [item.name for item in answer.output if item.type == "function_call"] == ["weather"]
+    assert (answer.parallel_tool_calls, answer.status) == (False, "completed")
+
+
 def test_without_tools_the_same_words_are_text(caller) -> None:
     for asked in ({}, {"tools": TOOLS, "tool_choice": "none"}):
         answer = caller.client.chat.completions.create(model="caller", messages=ASK, **asked).choices[0]

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
-from serve.fakes import FakeEngine, live
+from serve.fakes import FakeEngine, live, undisturbed
 
 from wenfang.cli import main
 from wenfang.serve import Allowance, Dispatcher, create_app, create_app_for, load_keys, new_key
@@ -61,28 +61,36 @@ def test_every_route_but_the_open_ones_asks_for_a_key(locked) -> None:
         assert (status == 401) == (filled not in OPEN_PATHS), (method, path, status)
 
 
-@pytest.mark.parametrize("headers", [
-    {}, {"Authorization": "Bearer"}, bearer("wrong"), {"Authorization": "x"}, {"Authorization": "Basic {free}"},
-    bearer("x" * 10_000), bearer("é"), {"X-Api-Key": "{free}"},
-])  # fmt: skip
-def test_a_wrong_key_is_refused(locked, headers: dict[str, str]) -> None:
-    encoded = {k: v.format(free=locked.keys["free"]).encode() for k, v in headers.items()}
-    response = httpx.post(locked.url + CHAT, json=ASK, headers=encoded)
-    assert response.status_code == 401
-    assert response.json()["error"]["code"] == "invalid_api_key"
-    assert httpx.post(locked.url + CHAT, json=ASK, headers=bearer(locked.keys["free"])).status_code == 200
+WRONG_KEYS = {
+    "missing": {},
+    "empty": {"Authorization": "Bearer"},
+    "wrong": bearer("wrong"),
+    "no scheme": {"Authorization": "x"},
+    "another scheme": {"Authorization": "Basic {free}"},
+    "long": bearer("x" * 10_000),
+    "not ASCII": bearer("é"),
+    "another header": {"X-Api-Key": "{free}"},
+}
 
 
-def test_a_megabyte_of_key_is_refused(locked) -> None:
-    for size, status in ((20_000, b"431"), (1_000_000, b"400")):
-        with socket.create_connection(("127.0.0.1", int(locked.url.rpartition(":")[2]))) as connection:
-            head = b"GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer " + b"x" * size
-            try:
-                connection.sendall(head + b"\r\n\r\n")
-                answer = connection.recv(100)
-            except ConnectionError:  # It did not even wait for the end.
-                answer = b"HTTP/1.1 400"
-            assert answer.startswith(b"HTTP/1.1 " + status)
+def test_wrong_keys_are_refused_beside_a_stream(locked) -> None:
+    right = bearer(locked.keys["free"])
+    with undisturbed(locked.url, locked.engine, **right):
+        for name, headers in WRONG_KEYS.items():
+            encoded = {k: v.format(free=locked.keys["free"]).encode() for k, v in headers.items()}
+            response = httpx.post(locked.url + CHAT, json=ASK, headers=encoded)
+            assert response.status_code == 401, name
+            assert response.json()["error"]["code"] == "invalid_api_key"
+        for size, status in ((20_000, b"431"), (1_000_000, b"400")):
+            with socket.create_connection(("127.0.0.1", int(locked.url.rpartition(":")[2]))) as connection:
+                head = b"GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer " + b"x" * size
+                try:
+                    connection.sendall(head + b"\r\n\r\n")
+                    answer = connection.recv(100)
+                except ConnectionError:  # It did not even wait for the end.
+                    answer = b"HTTP/1.1 400"
+                assert answer.startswith(b"HTTP/1.1 " + status)
+    assert httpx.post(locked.url + CHAT, json=ASK, headers=right).status_code == 200
 
 
 def test_the_file_holds_no_key_and_nobody_else_reads_it(locked) -> None:
@@ -202,3 +210,33 @@ def test_metrics_count_what_happened(url: str, engine) -> None:
     assert gained(f'wenfang_requests_total{{{path},status="200"}}') == 1
     assert after['wenfang_cache_used_ratio{model="fake-poet"}'] == 0.25
     assert after['wenfang_waiting{model="fake-poet"}'] == 2
+
+
+def test_no_key_and_no_words_of_a_client_are_logged(tmp_path: Path) -> None:
+    script = """
+import sys
+from pathlib import Path
+from serve.fakes import FakeEngine
+from wenfang.serve import claim_port, create_app, load_keys, run_server, url_of
+listener = claim_port("127.0.0.1", 0)
+app = create_app(FakeEngine(), keys=load_keys(Path(sys.argv[1])))
+run_server(app, listener, on_ready=lambda: print(url_of(listener), flush=True))
+"""
+    key = new_key(tmp_path / "keys.json", "alice", Allowance())
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", script, str(tmp_path / "keys.json")]
+    log = (tmp_path / "log").open("w+")
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
+    assert server.stdout is not None
+    url = server.stdout.readline().strip()
+    for content in ("secretive 秋", "secretive 早錯", "secretive 晚錯", "secretive " * 100):
+        for stream in (True, False):
+            body = {"model": "fake-poet", "messages": [{"role": "user", "content": content}], "stream": stream}
+            httpx.post(url + CHAT, json=body, headers=bearer(key))
+    httpx.post(f"{url}/v1/secretive?key={key}", content=b"secretive {", headers=bearer("secretive"))
+    server.send_signal(signal.SIGINT)
+    rest, _ = server.communicate(timeout=20)
+    log.seek(0)
+    for said in (rest, log.read()):
+        assert "secretive" not in said
+        assert key not in said

@@ -53,4 +53,6 @@ def test_the_description_names_every_route_and_is_a_page_too(url: str) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/nothing", "/api/nothing", "/nothing"])
 def test_what_is_not_described_is_not_there(url: str, path: str) -> None:
-    assert httpx.get(url + path).status_code == 404
+    answer = httpx.get(url + path)
+    assert answer.status_code == 404
+    assert f"no endpoint {path}" in answer.json()["error"]["message"]

@@ -1,5 +1,6 @@
 """Several models and adapters in too little memory."""
 
+import json
 from pathlib import Path
 
 import httpx
@@ -9,20 +10,23 @@ from serve.fakes import FakeEngine, live
 
 from wenfang.core.errors import InputError
 from wenfang.engine import Engine
+from wenfang.model import Decoder, DecoderConfig
+from wenfang.model.families import family_for
 from wenfang.serve import Metrics, ModelPool, Source, create_app_for
 
 ASK = [{"role": "user", "content": "秋"}]
-SIZE = 1000
+SHAPE = DecoderConfig(vocab_size=100, dim=32, layers=1, heads=2, kv_heads=1, head_dim=16, hidden=48)
+SIZE = 4 * sum(weight.numel() for weight in Decoder(SHAPE).parameters())
 
 
 @pytest.fixture
 def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Source]:
-    """Three models of 1,000 bytes; `Engine.load` gives scripted engines that tell when they are closed."""
+    """Three models of `SIZE` bytes; `Engine.load` gives scripted engines that tell when they are closed."""
     found = []
     for name in ("a", "b", "c"):
         folder = tmp_path / name
         folder.mkdir()
-        (folder / "model.safetensors").write_bytes(b"x" * SIZE)
+        (folder / "config.json").write_text(json.dumps({"model_type": "qwen3", **family_for(SHAPE).to_hf(SHAPE)}))
         found.append(Source(name, folder))
 
     def load(folder: Path, **options: object) -> FakeEngine:

@@ -1,16 +1,24 @@
 """The server in front of the engine itself, with a tiny random model."""
 
+import asyncio
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
+import jsonschema
 import pytest
 from openai import BadRequestError, OpenAI
 from serve.fakes import live, tiny_model
 
 from wenfang.engine import Engine, SamplingParams
-from wenfang.serve import create_app
+from wenfang.engine.blocks import BLOCK
+from wenfang.model import load_model
+from wenfang.serve import Dispatcher, create_app
+from wenfang.tokenizer import Tokenizer
 
+POET = Path(__file__).parents[2] / "models" / "poet"
 ASK = [{"role": "user", "content": "寫一首五言絕句。"}]
 
 
@@ -68,3 +76,104 @@ def test_an_answer_has_the_form_that_was_asked_for(engine: Engine) -> None:
         with pytest.raises(BadRequestError, match=r"\$\.properties\.詩題.*uniqueItems"):
             ask({"type": "json_schema", "json_schema": {"name": "poem", "schema": faulty}})
     assert (set(answer), answer["句數"] in (4, 8)) == ({"詩題", "句數"}, True)
+
+
+TEMPLATE = """<|bos|>{% for tool in tools or [] %}{{ tool.function.name }} {% endfor %}\
+{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\
+{% for call in m.tool_calls %}
+<tool_call>
+{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
+</tool_call>{% endfor %}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"""
+SCHEMAS = {
+    "weather": {"type": "object", "properties": {"city": {"enum": ["臺北", "高雄"]}}, "required": ["city"]},
+    "time": {"type": "object", "properties": {"zone": {"type": "integer", "minimum": -12, "maximum": 14}},
+             "required": ["zone"]},
+}  # fmt: skip
+for _schema in SCHEMAS.values():
+    _schema["additionalProperties"] = False
+TOOLS = [{"type": "function", "function": {"name": name, "parameters": schema}} for name, schema in SCHEMAS.items()]
+
+
+@pytest.fixture
+def caller(tmp_path: Path) -> Iterator[Engine]:
+    """A model that knows nothing, with the poet's tokenizer and a template that shows how calls are written."""
+    tokenizer = tmp_path / "tokenizer"
+    shutil.copytree(POET, tokenizer)
+    config = json.loads((tokenizer / "tokenizer_config.json").read_text())
+    (tokenizer / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": TEMPLATE}))
+    engine = Engine.load(tiny_model(tmp_path / "tiny", tokenizer))
+    yield engine
+    engine.close()
+
+
+def test_a_forced_call_fulfils_its_schema_however_little_the_model_knows(caller: Engine) -> None:
+    named = {"type": "function", "function": {"name": "time"}}
+    with live(create_app(caller)) as url:
+        client = OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0)
+        most = 0
+        for seed, (choice, parallel) in enumerate([("required", True), ("required", False), (named, True)] * 4):
+            answer = client.chat.completions.create(
+                model="tiny", messages=ASK, tools=TOOLS, tool_choice=choice, parallel_tool_calls=parallel, seed=seed
+            ).choices[0]  # fmt: skip
+            calls = answer.message.tool_calls
+            # Allowed to, such a model goes on calling to the end of the context.
+            assert answer.finish_reason == "tool_calls" or (choice, parallel) == ("required", True)
+            for call in calls:
+                jsonschema.validate(json.loads(call.function.arguments), SCHEMAS[call.function.name])
+            if choice == named:
+                assert [call.function.name for call in calls] == ["time"]
+            if not parallel:
+                assert len(calls) == 1
+            most = max(most, len(calls))
+    assert most > 1
+
+
+def test_stopping_one_choice_leaves_the_others_alone(engine: Engine) -> None:
+    prompt = engine.tokenizer.chat(ASK, add_generation_prompt=True)
+    params = [SamplingParams(max_tokens=60, temperature=0, logit_bias={engine.tokenizer.end_id: -100})] * 2
+    dispatcher = Dispatcher(engine)
+
+    async def read() -> list[int]:
+        written = [0, 0]
+        with dispatcher.start(prompt, params) as generation:
+            async for choice, delta in generation:
+                written[choice] = delta.completion_tokens
+                generation.stop(0)
+        return written
+
+    stopped, other = asyncio.run(read())
+    assert other == 60
+    assert stopped < 60
+    dispatcher.close()
+
+
+def test_a_prompt_up_to_the_last_place_of_the_cache_is_answered_and_a_longer_one_refused(
+    tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    folder = tiny_model(tmp_path / "tiny", tokenizer_folder)
+    decoder = load_model(folder)
+    tokenizer = Tokenizer.load(folder, model_vocab_size=decoder.config.vocab_size)
+    engine = Engine(decoder, tokenizer, name="tiny", cache_tokens=64)
+    assert engine.context == 64 < decoder.config.context
+    with live(create_app(engine)) as url:
+        for length, status in ((63, 200), (64, 400), (65, 400), (decoder.config.context + 1, 400), (100_000, 400)):
+            body = {"model": "tiny", "prompt": [5] * length, "max_tokens": 9}
+            answer = httpx.post(f"{url}/v1/completions", json=body)
+            assert answer.status_code == status
+            if status == 200:
+                assert answer.json()["usage"]["total_tokens"] == 64
+            else:
+                assert answer.json()["error"]["code"] == "context_length_exceeded"
+    engine.close()
+
+
+def test_a_response_says_how_much_of_its_prompt_was_cached(engine: Engine) -> None:
+    text = "白日依山盡，黃河入海流。" * 6
+    length = len(engine.tokenizer.chat([{"role": "user", "content": text}], add_generation_prompt=True))
+    with live(create_app(engine)) as url:
+        client = OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0)
+        usages = [client.responses.create(model="tiny", input=text, max_output_tokens=4).usage for _ in range(2)]
+    assert [usage.input_tokens for usage in usages] == [length, length]
+    found = [usage.input_tokens_details.cached_tokens for usage in usages]
+    assert found == [0, (length - 1) // BLOCK * BLOCK]  # Whole blocks, and the last token is always computed.
+    assert found[1] > 0

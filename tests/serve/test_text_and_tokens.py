@@ -1,12 +1,14 @@
 """Completions, log-probabilities, embeddings and tokens against the engine itself, through the official client."""
 
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from openai import OpenAI
+import tokenizers
+from openai import BadRequestError, OpenAI
 from serve.fakes import live, tiny_model
 from transformers import AutoTokenizer
 
@@ -59,6 +61,27 @@ def test_a_long_prompt_is_cut_only_where_asked(tiny) -> None:
         model="tiny", prompt=ids, max_tokens=4, extra_body={"truncate_prompt_tokens": 7}
     )
     assert answer.usage.prompt_tokens == 7
+
+
+def test_a_gap_is_filled_by_the_models_own_tokens(tmp_path: Path) -> None:
+    tokenizer = tmp_path / "tokenizer"
+    shutil.copytree(Path(__file__).parents[2] / "models" / "poet", tokenizer)
+    vocabulary = tokenizers.Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    vocabulary.add_special_tokens(["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"])
+    vocabulary.save(str(tokenizer / "tokenizer.json"))
+    folder = tiny_model(tmp_path / "tiny", tokenizer)
+    asked = "<|fim_prefix|>白日依<|fim_suffix|>，黃河<|fim_middle|>"
+    ids = AutoTokenizer.from_pretrained(folder)(asked, add_special_tokens=False).input_ids
+    engine = Engine.load(folder)
+    (expected,) = engine.generate([ids], SamplingParams(max_tokens=9, seed=1))
+    with live(create_app(engine)) as url:
+        client = OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0)
+        answer = client.completions.create(model="tiny", prompt="白日依", suffix="，黃河", max_tokens=9, seed=1)
+        with pytest.raises(BadRequestError, match="suffix"):
+            client.completions.create(model="tiny", prompt="白日依", suffix="，黃河", echo=True)
+    engine.close()
+    assert answer.usage.prompt_tokens == len(ids)
+    assert answer.choices[0].text == expected.text
 
 
 def test_logprobs_of_prompt_and_text(tiny) -> None:

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from wenfang.cli.orders import Conversation, obey, read_schema
-from wenfang.cli.questions import check_text, questions
+from wenfang.cli.questions import check_text, questions, unseen_typing
 from wenfang.cli.speculation import Ahead, Draft, LookupTokens, speculation
 from wenfang.cli.talker import Piece, Talker, open_talker
 from wenfang.cli.weights import Quantize
@@ -62,6 +62,8 @@ def chat(
     """Talk with a model in the terminal. Ctrl-C stops a reply, Ctrl-D or /quit leaves, /help lists more."""
     if once is not None:
         check_text(once)
+        if not once.strip():
+            raise InputError(say(zh="`--once` 是空的。請寫要問的話。", en="`--once` is empty. Give the question."))
     rules = None if schema is None else read_schema(schema)
     talk = Conversation(system, temperature, top_p, max_tokens, seed, remember=remember, schema=rules)
     guesser = speculation(draft, lookup, look_ahead) if draft or lookup is not None or look_ahead else None
@@ -101,10 +103,11 @@ def _answer(talker: Talker, talk: Conversation, question: str, console: Console)
 
     words = Words(language())
     started, answer, tokens, guesses, cut = time.monotonic(), "", 0, "", False
-    for piece in talker.reply(talk, question):
-        _show(piece.text)
-        answer += piece.text
-        tokens, guesses, cut = piece.tokens, _guesses(piece), piece.cut
+    with unseen_typing():
+        for piece in talker.reply(talk, question):
+            _show(piece.text)
+            answer += piece.text
+            tokens, guesses, cut = piece.tokens, _guesses(piece), piece.cut
     print()
     talk.turns.append((question, answer))
     speed = tokens / max(time.monotonic() - started, 1e-9)

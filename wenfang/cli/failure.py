@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 from types import TracebackType
+from typing import Literal, get_args, get_origin
 
 from cyclopts import CoercionError, CycloptsError, MissingArgumentError, UnknownCommandError, UnknownOptionError
 
@@ -91,6 +92,9 @@ def _mistake(error: CycloptsError) -> str:
         return refused
     if isinstance(error, CoercionError) and error.token is not None and error.argument is not None:
         name, value = error.argument.name, error.token.value
+        if get_origin(error.target_type) is Literal:
+            listed = ", ".join(map(str, get_args(error.target_type)))
+            return say(zh=f"{name} 的值 {value!r} 不是 {listed} 之一。", en=f"{name} is {value!r}; known are {listed}.")
         kind = getattr(error.target_type, "__name__", str(error.target_type))
         return say(zh=f"{name} 的值 {value!r} 不是 {kind}。", en=f"{name} is {value!r}, which is not a valid {kind}.")
     return " ".join(str(error).split())

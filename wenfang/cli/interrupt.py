@@ -30,13 +30,21 @@ def resumable() -> Iterator[None]:
     Raises:
         Interrupted: SIGINT (exit code 130) or SIGTERM (143) came.
     """
-    before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        yield
+        with unwinding():
+            yield
     except Terminated:
         raise Interrupted(128 + signal.SIGTERM) from None
     except KeyboardInterrupt:
         raise Interrupted(128 + signal.SIGINT) from None
+
+
+@contextmanager
+def unwinding() -> Iterator[None]:
+    """Within the block SIGTERM raises `Terminated`, so that what was opened is closed."""
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from wenfang.core.errors import InputError
@@ -46,6 +46,27 @@ def check_text(text: str) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise _not_utf8() from None
+
+
+@contextmanager
+def unseen_typing() -> Iterator[None]:
+    """Within the block, what is typed ahead does not show up in the middle of a reply; the next prompt shows it."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    try:
+        import termios
+    except ImportError:  # Not on Windows.
+        yield
+        return
+    before = termios.tcgetattr(sys.stdin)
+    silent = [*before]
+    silent[3] &= ~termios.ECHO
+    termios.tcsetattr(sys.stdin, termios.TCSADRAIN, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
 
 
 def _read_question() -> str:

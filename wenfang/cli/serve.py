@@ -4,11 +4,13 @@ import contextlib
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import App, Parameter, validators
 
 from wenfang.cli.groups import arguments_group, commands_group, options_group
+from wenfang.cli.interrupt import unwinding
 from wenfang.cli.speculation import Ahead, Draft, LookupTokens, speculation
 from wenfang.cli.weights import Quantize
+from wenfang.core.errors import InputError
 from wenfang.core.language import say
 from wenfang.core.report import Reporter
 
@@ -31,6 +33,10 @@ _MEMORY = say(
 _KEYS = say(
     zh="API 金鑰檔；有它就只接受其中的金鑰。用 `wenfang serve key new` 建立。",
     en="File of API keys; only these are accepted then. Made by `wenfang serve key new`.",
+)
+_ENGINE = say(
+    zh="誰來書寫：wenfang；vllm（須另裝，會在本機啟動它）；或伺服器網址（同一個模型在那裡執行）。",
+    en="Who writes: wenfang; vllm (to be installed; started here); or the address of a server with the same model.",
 )
 _DRAIN = say(zh="結束時，進行中的回覆還能寫幾秒。", en="Seconds that answers may run on after a signal to end.")
 _FILE = say(zh="金鑰檔；不存在就建立。", en="The key file; made if it does not exist.")
@@ -75,22 +81,29 @@ def run(
     quantize: Quantize = None,
     keys: Annotated[Path | None, Parameter(help=_KEYS)] = None,
     adapter: Annotated[dict[str, Path] | None, Parameter(help=_ADAPTER)] = None,
-    memory_gb: Annotated[float | None, Parameter(help=_MEMORY)] = None,
+    memory_gb: Annotated[float | None, Parameter(help=_MEMORY, validator=validators.Number(gt=0, lt=1e6))] = None,
     drain_s: Annotated[int, Parameter(help=_DRAIN)] = 30,
+    engine: Annotated[str, Parameter(help=_ENGINE)] = "wenfang",
 ) -> None:
     """Serve models behind an OpenAI-compatible API until Ctrl-C."""
+    own = {
+        "--draft": draft, "--lookup": lookup, "--look-ahead": look_ahead or None, "--quantize": quantize,
+        "--adapter": adapter, "--memory-gb": memory_gb, str(next(iter(more), "")): more or None,
+    }  # fmt: skip
+    check_engine(engine, [name for name, value in own.items() if value is not None])
     from wenfang.serve import Metrics, ModelPool, Source, claim_port, create_app_for, load_keys, run_server, url_of
     from wenfang.studio import find_model
 
     first, *others = [find_model(path) for path in (model, *more)]
     guesser = speculation(draft, lookup, look_ahead) if draft or lookup is not None or look_ahead else None
     sources = [
-        Source(first.name, first.model, adapter or {}, guesser, quantize),
+        Source(first.name, first.model, adapter or {}, guesser, quantize, engine),
         *(Source(other.name, other.model, quantize=quantize) for other in others),
     ]
     ring, metrics = None if keys is None else load_keys(keys), Metrics()
     budget = None if memory_gb is None else int(memory_gb * 1e9)
-    with claim_port(host, port) as listener:  # Before the model is loaded, so that a clash shows at once.
+    # The port before the model is loaded, so that a clash shows at once.
+    with unwinding(), claim_port(host, port) as listener:
         pool = ModelPool(sources, memory_bytes=budget, meter=metrics)
         pool.load(first.name)
         report = Reporter()
@@ -120,6 +133,31 @@ def new(
     from wenfang.serve import Allowance, new_key
 
     print(new_key(file, name, Allowance(requests_per_minute, concurrent, tokens_per_minute)))
+
+
+def check_engine(engine: str, own: list[str]) -> None:
+    """Refuse an engine that is none, and what only our own can do with another.
+
+    Args:
+        engine: what was asked for.
+        own: options for our own engine that were given.
+
+    Raises:
+        InputError: the first such thing.
+    """
+    if engine == "wenfang":
+        return
+    if engine != "vllm" and not engine.startswith(("http://", "https://")):
+        raise InputError(
+            say(
+                zh=f"沒有引擎 {engine!r}。可用 wenfang、vllm，或 http:// 開頭的網址。",
+                en=f"There is no engine {engine!r}. Use wenfang, vllm, or an address that begins with http://.",
+            )
+        )
+    if own:
+        raise InputError(
+            say(zh=f"{own[0]!r} 不能與 --engine {engine} 並用。", en=f"{own[0]!r} does not go with --engine {engine}.")
+        )
 
 
 def warn_if_open(host: str, report: Reporter) -> None:

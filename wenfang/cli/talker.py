@@ -2,25 +2,23 @@
 
 import http.client
 import json
-import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from wenfang.cli.orders import Conversation
-from wenfang.core.errors import InputError, WenfangError
+from wenfang.core.errors import InputError
 from wenfang.core.language import say
+from wenfang.core.openai import api_key, error_message, read_events
 
 if TYPE_CHECKING:
     from wenfang.engine import Engine, SamplingParams, Speculation
     from wenfang.model.quantized import Quantization
 
-KEYS = ("WENFANG_API_KEY", "OPENAI_API_KEY")
-"""Environment variables that may hold a server's key; the first one set is used."""
 SILENCE_S = 600
 """How long a server may say nothing."""
 
@@ -114,7 +112,7 @@ class Server:
 
     def __init__(self, url: str) -> None:
         self._url = url.rstrip("/").removesuffix("/v1") + "/v1"
-        self._key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
+        self._key = api_key()
         with self._open("/models") as answer:
             try:
                 self._model = json.load(answer)["data"][0]["id"]
@@ -139,12 +137,7 @@ class Server:
         }
         tokens, cut = 0, False
         with self._open("/chat/completions", {k: v for k, v in body.items() if v is not None}) as answer:
-            for line in answer:
-                if not line.startswith(b"data: {"):
-                    continue
-                event = json.loads(line.removeprefix(b"data: "))
-                if "error" in event:
-                    raise WenfangError(str(event["error"].get("message")))
+            for event in read_events(answer):
                 text = "".join(choice["delta"].get("content") or "" for choice in event["choices"])
                 tokens = (event.get("usage") or {}).get("completion_tokens", tokens + bool(text))
                 cut = cut or any(choice.get("finish_reason") == "length" for choice in event["choices"])
@@ -194,7 +187,7 @@ def _response_format(talk: Conversation) -> dict[str, Any] | None:
 
 def _message(error: urllib.error.HTTPError) -> str:
     """What the server says is wrong."""
-    try:
-        return str(json.load(error)["error"]["message"])
-    except (ValueError, LookupError, TypeError):
-        return f"{error.code} {error.reason}"
+    said = None
+    with suppress(ValueError):
+        said = error_message(json.load(error))
+    return said or f"{error.code} {error.reason}"

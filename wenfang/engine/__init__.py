@@ -6,11 +6,14 @@ same text whatever else is in the batch. May import `model`, `tokenizer` and `co
 
 from wenfang.engine.completion import Completion, Delta, TokenLogprob
 from wenfang.engine.engine import Engine
+from wenfang.engine.interface import TextEngine
 from wenfang.engine.params import SamplingParams
+from wenfang.engine.remote import RemoteEngine
 from wenfang.engine.scheduler import Occupancy
 from wenfang.engine.search import BeamParams, ContrastiveParams
 from wenfang.engine.speculation import DraftModel, LookAhead, Lookup, Speculation
 from wenfang.engine.stream import Stream
+from wenfang.engine.vllm import VllmEngine
 
 __all__ = [
     "BeamParams",
@@ -22,8 +25,11 @@ __all__ = [
     "LookAhead",
     "Lookup",
     "Occupancy",
+    "RemoteEngine",
     "SamplingParams",
     "Speculation",
     "Stream",
+    "TextEngine",
     "TokenLogprob",
+    "VllmEngine",
 ]

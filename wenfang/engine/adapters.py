@@ -18,6 +18,9 @@ from wenfang.core.language import say
 from wenfang.model import Decoder
 from wenfang.model.linear import Linear
 from wenfang.model.peft import LoraWeights, read_adapter, unusable
+from wenfang.model.quantized import QuantizedLinear
+
+Projection = Linear | QuantizedLinear
 
 NOT_ROUTED = ("router", "kv_b_proj")
 """Projections whose inputs are no rows of the batch, or whose weight a layer uses by itself."""
@@ -82,7 +85,7 @@ class RoutedLinear(nn.Module):
     whatever else is in the batch (see `invariance`), for rank · (I + O) more multiplications per token and adapter.
     """
 
-    def __init__(self, base: Linear, name: str, routing: Routing) -> None:
+    def __init__(self, base: Projection, name: str, routing: Routing) -> None:
         super().__init__()
         self.base, self._name, self._routing = base, name, routing
 
@@ -108,7 +111,7 @@ class Adapters:
         self._projections = {
             name: module
             for name, module in model.named_modules()
-            if isinstance(module, Linear) and name.startswith("layers.")
+            if isinstance(module, Projection) and name.startswith("layers.")
         }
         self._loaded: dict[str, Adapter] = {}
         self._numbers = itertools.count(1)
@@ -130,7 +133,8 @@ class Adapters:
                         "(`wenfang train merge-adapter`)",
                     ),
                 )
-        deltas = {module: _delta(self._projections[module], parts) for module, parts in weights.items()}
+        dtype = self._model.embed_tokens.weight.dtype
+        deltas = {module: _delta(self._projections[module], parts, dtype) for module, parts in weights.items()}
         for module in deltas:
             if not isinstance(self._model.get_submodule(module), RoutedLinear):
                 self._model.set_submodule(module, RoutedLinear(self._projections[module], module, self.routing))
@@ -166,9 +170,9 @@ class Adapters:
         return adapter
 
 
-def _delta(base: Linear, weights: LoraWeights) -> _Delta:
-    """In the dtype of the base's weights. The lengths are computed in fp32, as when an adapter is merged."""
-    dtype = base.weight.dtype
+def _delta(base: Projection, weights: LoraWeights, dtype: torch.dtype) -> _Delta:
+    """In the dtype that the model computes in. The lengths are computed in fp32, as when an adapter is merged; those of
+    quantised weights from what their codes stand for."""
     lengths_O = None
     if weights.lora_magnitude is not None:
         product = weights.lora_B.float() @ weights.lora_A.float()

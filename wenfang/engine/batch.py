@@ -85,14 +85,12 @@ class Batch:
             for request in decoding
             for sequence in request.sequences
         ]
-        hidden_NTD = self._runner.run(rows, [sequence.waiting for sequence in rows])
+        states = self._runner.run(rows, [sequence.waiting for sequence in rows])
         turns, row = [], 0
         for request in decoding:
             first, row = row, row + len(request.sequences)
             guessed = guesses.get(request, [])
-            turn = _Turn(
-                request, hidden_NTD[first, : 1 + len(guessed)] if guessed else hidden_NTD[first:row, 0], guessed
-            )
+            turn = _Turn(request, torch.cat(states[first:row]), guessed)
             if request.reads_prompt:
                 request.read(request.sequences[0].computed, turn.hidden_BD[:1], self._runner.logits)
             for sequence in request.sequences:

@@ -32,6 +32,8 @@ class Delta:
     """Tokens guessed so far by speculative decoding."""
     accepted: int = 0
     """How many of the guesses were right."""
+    cached_tokens: int = 0
+    """Tokens of the prompt that were found in the cache."""
 
 
 @dataclass(frozen=True)

@@ -91,9 +91,8 @@ class ModelDrafter:
         rooms = [min(limit, longest - len(view.tokens)) for limit, view in zip(limits, views, strict=True)]
         for step in range(max(rooms, default=0)):
             rows = [i for i, room in enumerate(rooms) if step < room]
-            counts = [views[i].waiting for i in rows]
-            hidden_NTD = self._runner.run([views[i] for i in rows], counts)
-            last_ND = hidden_NTD[torch.arange(len(rows)), torch.tensor(counts) - 1]
+            states = self._runner.run([views[i] for i in rows], [views[i].waiting for i in rows])
+            last_ND = torch.stack([hidden_TD[-1] for hidden_TD in states])
             logits_NV = self._runner.logits(last_ND)[:, : self._vocab_size]
             chosen = choose(logits_NV, [requests[i].sampler.after(drafts[i]) for i in rows])
             for i, token in zip(rows, chosen, strict=True):

@@ -41,6 +41,8 @@ class Request:
         self.events: queue.SimpleQueue[Delta | Exception] = queue.SimpleQueue()
         self.cancelled = False
         self.finished = False
+        self.cached_tokens: int | None = None
+        """Tokens of the prompt that the cache held when the request was first let in; None before."""
         self._prompt_read = 0
 
     @property
@@ -131,7 +133,9 @@ class Generation(Request):
             reason = "stop" if ended or self._text.stopped else "length"
             self.finished = True
         self._said.append(text)
-        self.events.put(Delta(text, reason, len(self.written), logprobs, prompt_logprobs, self.drafted, self.accepted))
+        guesses = self.drafted, self.accepted
+        cached = self.cached_tokens or 0
+        self.events.put(Delta(text, reason, len(self.written), logprobs, prompt_logprobs, *guesses, cached))
 
     def check(self) -> None:
         """Validate the finished text."""

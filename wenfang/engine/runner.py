@@ -1,5 +1,6 @@
 """Calls of the model for rows of the batch, shaped so that each row's result is its own (see `invariance`)."""
 
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Rows
 from pathlib import Path
 
@@ -17,6 +18,10 @@ from wenfang.model.memory import Memory
 
 _PROBED_OUTPUTS = 2048
 """Wider weights behave as one this wide; trying the whole vocabulary would take seconds."""
+
+
+SHORT = 64
+"""A part of a prompt up to this long is computed together with others: alone it would cost little less."""
 
 
 class Runner:
@@ -46,16 +51,44 @@ class Runner:
             context = min(model.config.context, blocks * BLOCK)
             self._fused = FusedDecoder(model, self._cache.keys_PGK, self._cache.values_PGV, context)
 
-    def run(self, sequences: Rows[Sequence], counts: Rows[int]) -> Tensor:
-        """Hidden_NTD of the next `count` tokens of each sequence, whose keys and values are then in the cache; rows
-        with fewer tokens than others end with padding, which a recurrent model cannot have. The blocks must be
-        reserved."""
-        if self._fused is not None:
-            parts = _run_fused(self._fused, sequences, counts)
-            return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
+    def run(self, sequences: Rows[Sequence], counts: Rows[int]) -> list[Tensor]:
+        """Hidden_TD of the next `count` tokens of each sequence, whose keys and values are then in the cache, for which
+        the blocks must be reserved."""
+        return self._each_by_its_way(sequences, counts, self._run_torch)
+
+    def read(self, sequences: Rows[Sequence], counts: Rows[int]) -> list[Tensor]:
+        """As `run`, for parts of prompts: what would mostly fill up others' rows is computed in calls of its own."""
+        return self._each_by_its_way(sequences, counts, self._run_in_groups)
+
+    def _each_by_its_way(
+        self,
+        sequences: Rows[Sequence],
+        counts: Rows[int],
+        run_torch: Callable[[Rows[Sequence], Rows[int]], list[Tensor]],
+    ) -> list[Tensor]:
+        """Compiled code knows no adapters; rows without one take its way even beside others, so as to be the same."""
+        states: dict[int, Tensor] = {}
+        compiled = [i for i, sequence in enumerate(sequences) if self._fused is not None and sequence.adapter is None]
+        others = [i for i in range(len(sequences)) if i not in set(compiled)]
+        for rows, run in ((compiled, self._run_fused), (others, run_torch)):
+            if rows:
+                states |= zip(rows, run([sequences[i] for i in rows], [counts[i] for i in rows]), strict=True)
+        return [states[i] for i in range(len(sequences))]
+
+    def _run_fused(self, sequences: Rows[Sequence], counts: Rows[int]) -> list[Tensor]:
+        """In fp32; each token is a row of its own."""
+        assert self._fused is not None
+        spans = [range(s.computed, s.computed + count) for s, count in zip(sequences, counts, strict=True)]
+        rows = [(s, position) for s, span in zip(sequences, spans, strict=True) for position in span]
+        hidden_ND = self._fused.hidden([s.tokens[i] for s, i in rows], [i for _, i in rows], [s.table for s, _ in rows])
+        return list(hidden_ND.split(list(counts)))
+
+    def _run_torch(self, sequences: Rows[Sequence], counts: Rows[int]) -> list[Tensor]:
+        """Layer by layer; rows with fewer tokens than others end with padding, which a recurrent model cannot have."""
         if self.config.recurrent and len({sequence.computed > 0 for sequence in sequences}) > 1:
             # A recurrent layer begins all its rows with a state or none.
-            return torch.cat([self.run([sequence], [count]) for sequence, count in zip(sequences, counts, strict=True)])
+            each = zip(sequences, counts, strict=True)
+            return [state for sequence, count in each for state in self._run_torch([sequence], [count])]
         positions_BT, memory = self._call(sequences, counts)
         ids_BT = torch.zeros_like(positions_BT)
         for row, (sequence, count) in enumerate(zip(sequences, counts, strict=True)):
@@ -63,13 +96,15 @@ class Runner:
         padding = [None] * (len(ids_BT) - len(sequences))
         with self.adapters.routing.to([*(sequence.adapter for sequence in sequences), *padding]):
             hidden_BTD = self._model.hidden(ids_BT, positions_BT, memory, self._dtype)
-        return hidden_BTD[: len(sequences), : max(counts)]
+        if self._fused is not None:
+            hidden_BTD = hidden_BTD.float()
+        return [hidden_TD[:count] for hidden_TD, count in zip(hidden_BTD, counts, strict=False)]  # Then comes padding.
 
-    def read(self, sequences: Rows[Sequence], counts: Rows[int]) -> list[Tensor]:
-        """Hidden_TD of the next `count` tokens of each sequence, as `run`; together where that takes no padding."""
-        if self._fused is not None and sequences:
-            return _run_fused(self._fused, sequences, counts)
-        return [self.run([sequence], [count])[0] for sequence, count in zip(sequences, counts, strict=True)]
+    def _run_in_groups(self, sequences: Rows[Sequence], counts: Rows[int]) -> list[Tensor]:
+        states: dict[int, Tensor] = {}
+        for rows in _together(counts, alike=self.config.recurrent):
+            states |= zip(rows, self._run_torch([sequences[i] for i in rows], [counts[i] for i in rows]), strict=True)
+        return [states[i] for i in range(len(sequences))]
 
     def load_adapter(self, name: str, folder: Path) -> None:
         """Read a PEFT folder; from now on products have as many rows as its products need, too."""
@@ -140,9 +175,20 @@ class Runner:
         return rows + -rows % self._rows
 
 
-def _run_fused(fused: FusedDecoder, sequences: Rows[Sequence], counts: Rows[int]) -> list[Tensor]:
-    """Hidden_TD of each sequence, in fp32; each token is a row of its own."""
-    spans = [range(s.computed, s.computed + count) for s, count in zip(sequences, counts, strict=True)]
-    rows = [(s, position) for s, span in zip(sequences, spans, strict=True) for position in span]
-    hidden_ND = fused.hidden([s.tokens[i] for s, i in rows], [i for _, i in rows], [s.table for s, _ in rows])
-    return list(hidden_ND.split(list(counts)))
+def _together(counts: Rows[int], *, alike: bool) -> Iterator[list[int]]:
+    """Rows that are computed in one call, where the shorter ones are filled up: each of `SHORT` tokens at most, and at
+    least half as long as the longest.
+
+    Args:
+        counts: tokens of each row.
+        alike: whether nothing may be filled up.
+    """
+    group: list[int] = []
+    for row in sorted(range(len(counts)), key=lambda row: -counts[row]):
+        longest = counts[group[0]] if group else 0
+        if longest > SHORT or counts[row] < (longest if alike else longest / 2):
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group

@@ -83,6 +83,8 @@ class Scheduler:
             self.running.append(self.waiting.popleft())
             for sequence in request.sequences:
                 sequence.reserve(self.pool, len(sequence.tokens))
+            if request.cached_tokens is None:  # Later, after stepping back, it finds what it has computed itself.
+                request.cached_tokens = request.sequences[0].computed
 
     @property
     def occupancy(self) -> Occupancy:

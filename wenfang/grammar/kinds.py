@@ -1,6 +1,7 @@
 """What may be asked of a text, as values that can be compared, sent to another process and checked afterwards."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -8,13 +9,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from wenfang.core.errors import InputError
 from wenfang.core.language import say
 from wenfang.grammar.schema import examine_schema
-from wenfang.grammar.validation import BrokenPromise, parse_json, validate_json
+from wenfang.grammar.validation import BrokenPromise, linear_match, parse_json, validate_json
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
 MAX_BYTES = 1 << 19
 """Longest grammar."""
+
+_DISPUTED = re.compile(r"\\[wWdDsSbB]")
+"""Classes that hold all scripts in Rust's expressions, ASCII alone in RE2's."""
 
 JSON_STYLE: "JsonCompileOptions" = {
     # As `json.dumps` writes it, so that nothing but content is left to choose and no model pads without end.
@@ -142,6 +146,26 @@ class Regex(Grammar):
         from llguidance import LLMatcher
 
         return str(LLMatcher.grammar_from_regex(self.pattern))
+
+    def check(self, text: str) -> None:
+        """Match it with RE2, where RE2 reads the expression and means the same by it.
+
+        Raises:
+            BrokenPromise: it does not match as a whole.
+        """
+        if _DISPUTED.search(self.pattern):
+            return
+        try:
+            matches = linear_match(rf"\A(?:{self.pattern})\z", text)
+        except ValueError:  # Such as repetitions above 1,000.
+            return
+        if not matches:
+            raise BrokenPromise(
+                say(
+                    zh=f"生成的文字不符合正規表示式：{text[:80]!r}。",
+                    en=f"The text does not match the expression: {text[:80]!r}.",
+                )
+            )
 
 
 @dataclass(frozen=True)

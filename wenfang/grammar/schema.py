@@ -90,9 +90,9 @@ def refused(path: Place, reason: str, place: str = "$") -> InputError:
 def _examine(path: Place, schema: Mapping[str, Any], place: str) -> None:
     for key in schema:
         if key not in KEYWORDS:
-            hint = nearest(key, KEYWORDS)
-            reason = say(zh=f"不支援關鍵字 {key!r}", en=f"the keyword {key!r} is not supported")
-            raise refused(path, f"{reason}. {hint}".rstrip(". "), place)
+            hint = nearest(key, KEYWORDS).rstrip("？")
+            reason = say(zh=f"不支援關鍵字 {key!r}。{hint}", en=f"the keyword {key!r} is not supported. {hint}")
+            raise refused(path, reason.rstrip("。. "), place)
     reference = schema.get("$ref")
     if isinstance(reference, str) and not reference.startswith("#"):
         reason = say(zh=f"不取用外部的 $ref {reference!r}", en=f"the remote $ref {reference!r} is never fetched")

@@ -17,7 +17,7 @@ from wenfang.native.pages import LargePages
 from wenfang.native.quantized import MOST_INPUTS, Bits, PackedWeight, linear, pack, packed_bytes, unpack
 
 Quantization = Literal["int8", "int4"]
-BITS: dict[Quantization, Bits] = {"int8": 8, "int4": 4}
+_BITS: dict[Quantization, Bits] = {"int8": 8, "int4": 4}
 
 
 class QuantizedLinear(nn.Module):
@@ -56,32 +56,31 @@ class QuantizedLinear(nn.Module):
         return PackedWeight(self.bits, self.out_features, self.in_features, self.codes, self.scales)
 
 
+def bits_of(projection: str, quantization: Quantization) -> Bits:
+    """Of each weight of a projection, by its name in the decoder; the output projection suffers most and keeps eight."""
+    return 8 if projection == "lm_head" else _BITS[quantization]
+
+
 @torch.no_grad()
 def quantize(model: Decoder, quantization: Quantization) -> Decoder:
-    """Replace every projection of `model` in place; the rest becomes bf16. With `int4` the output projection is kept in
-    eight bits, as it suffers most. A tied embedding stays as well, for looking tokens up.
+    """Replace every projection of `model` in place; the rest becomes bf16. A tied embedding stays as well, for looking
+    tokens up.
 
     Raises:
         ModelError: the model has experts, latent attention or recurrent layers, whose weights are not all projections.
     """
     check_quantizable(model.config)
     model.to(torch.bfloat16)
-    projections = {
-        name: (module, 8 if name == "lm_head" else BITS[quantization])
-        for name, module in model.named_modules()
-        if isinstance(module, Linear)
-    }
+    projections = {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
+    sizes = [
+        packed_bytes(module.out_features, module.in_features, bits_of(name, quantization))
+        for name, module in projections.items()
+    ]
     # Room for all is made first: packed elsewhere and then moved, they would be in memory twice.
-    room = LargePages(
-        [
-            size
-            for module, bits in projections.values()
-            for size in packed_bytes(module.out_features, module.in_features, bits)
-        ]
-    )
-    for name, (module, bits) in projections.items():
+    room = LargePages([size for pair in sizes for size in pair])
+    for name, module in projections.items():
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, QuantizedLinear(module, bits, room))
+        setattr(model.get_submodule(parent), child, QuantizedLinear(module, bits_of(name, quantization), room))
     for weight in model.parameters():  # What is left lets go of the file that all were mapped from.
         weight.data = weight.data.clone()
     return model

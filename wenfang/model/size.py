@@ -7,6 +7,9 @@ import torch
 from wenfang.model.config import DecoderConfig
 from wenfang.model.decoder import Decoder
 from wenfang.model.experts import Experts
+from wenfang.model.linear import Linear
+from wenfang.model.quantized import Quantization, bits_of, check_quantizable
+from wenfang.native.quantized import packed_bytes
 
 
 @lru_cache(maxsize=32)
@@ -34,6 +37,24 @@ def matmul_parameters(config: DecoderConfig) -> int:
     if model.embed_positions is not None:
         looked_up += model.embed_positions.weight.numel()
     return matrices - looked_up - _idle(model) + _read_again(model)
+
+
+def loaded_bytes(config: DecoderConfig, quantization: Quantization | None) -> int:
+    """Memory of the weights as an engine holds them: in fp32, or the projections rounded and the rest in bf16.
+
+    Raises:
+        ModelError: the model cannot be quantised.
+    """
+    if quantization is None:
+        return parameters(config) * torch.float32.itemsize
+    check_quantizable(config)
+    model, total = _skeleton(config), 0
+    rest = dict(model.named_parameters(remove_duplicate=False))
+    for name, module in model.named_modules():
+        if isinstance(module, Linear):
+            del rest[f"{name}.weight"]
+            total += sum(packed_bytes(module.out_features, module.in_features, bits_of(name, quantization)))
+    return total + sum(weight.numel() for weight in rest.values()) * torch.bfloat16.itemsize
 
 
 def _idle(model: Decoder) -> int:

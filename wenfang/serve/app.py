@@ -26,13 +26,13 @@ from wenfang.serve.models import Models, OneModel
 from wenfang.serve.routes import ROUTES
 
 if TYPE_CHECKING:
-    from wenfang.engine import Engine
+    from wenfang.engine import TextEngine
 
 ALL_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
 
 
 def create_app(
-    engine: "Engine", *, host: str = HOST, dispatcher: Dispatcher | None = None, keys: KeyRing | None = None
+    engine: "TextEngine", *, host: str = HOST, dispatcher: Dispatcher | None = None, keys: KeyRing | None = None
 ) -> FastAPI:
     """An application that answers with `engine`.
 
@@ -96,13 +96,20 @@ async def _unknown(request: Request) -> Response:
         listed = ", ".join(sorted(allowed))
         error = ApiError(say(zh=f"{path} 只接受 {listed}。", en=f"{path} only takes {listed}."), status=405)
         return JSONResponse(error.body(), error.status, {"Allow": listed})
-    raise ApiError(
-        say(zh=f"沒有 {path} 這個介面。", en=f"There is no endpoint {path}."), status=404, code="unknown_url"
+    raise _no_endpoint(path)
+
+
+def _no_endpoint(path: str) -> ApiError:
+    message = say(
+        zh=f"沒有 {path} 這個介面。有哪些見 /docs。", en=f"There is no endpoint {path}. /docs shows those there are."
     )
+    return ApiError(message, status=404, code="unknown_url")
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
     """Any known error as OpenAI's clients expect it."""
+    if isinstance(error, HTTPException) and error.status_code == 404:  # Starlette's own, for an address of no route.
+        error = _no_endpoint(request.url.path[:200])
     shown = as_api_error(error)
     headers = dict(error.headers or {}) if isinstance(error, HTTPException) else shown.headers
     return JSONResponse(shown.body(), shown.status, headers)

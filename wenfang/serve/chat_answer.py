@@ -15,21 +15,37 @@ if TYPE_CHECKING:
 
 
 class Turn:
-    """One choice: a message as it grows."""
+    """One choice: a message as it grows.
 
-    def __init__(self, tools: ToolFormat | None) -> None:
+    Args:
+        tools: how the model writes calls, if it was given tools.
+        several: whether it may hold more than one call; if not, it ends with the first.
+    """
+
+    def __init__(self, tools: ToolFormat | None, *, several: bool = True) -> None:
         self.text = ""
         self.calls: list[dict[str, Any]] = []
         self.logprobs: list[dict[str, Any]] = []
         self.reason: str | None = None
         self.tokens = 0
         self._reader = None if tools is None else ToolReader(tools)
+        self._several = several
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing more is taken in."""
+        return self.reason is not None
 
     def add(self, delta: "Delta") -> list[str | ToolCall]:
         """Take in a piece; returns the parts of the message that are now certain."""
+        if self.complete:
+            return []
         parts: list[str | ToolCall] = [delta.text] if delta.text else []
         if self._reader is not None:
             parts = [*self._reader.push(delta.text), *(self._reader.finish() if delta.finish_reason else ())]
+        first = next((i for i, part in enumerate(parts, 1) if not isinstance(part, str)), None)
+        ended = first is not None and not self._several
+        parts = parts[:first] if ended else parts
         for part in parts:
             if isinstance(part, str):
                 self.text += part
@@ -37,8 +53,8 @@ class Turn:
                 function = {"name": part.name, "arguments": part.arguments}
                 self.calls.append({"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function})
         self.tokens = delta.completion_tokens
-        if delta.finish_reason is not None:
-            self.reason = "tool_calls" if self.calls and delta.finish_reason == "stop" else delta.finish_reason
+        reason = "stop" if ended else delta.finish_reason
+        self.reason = "tool_calls" if self.calls and reason == "stop" else reason
         return parts
 
     def message(self) -> dict[str, Any]:
@@ -55,6 +71,7 @@ class ChatAnswer(ServerSentEvents):
     Args:
         choices: how many.
         tools: how the model writes calls, if it was given tools.
+        parallel_calls: whether a choice may hold more than one.
         logprobs: whether they were asked for.
         include_usage: whether a stream ends with the usage.
     """
@@ -66,12 +83,13 @@ class ChatAnswer(ServerSentEvents):
         choices: int,
         *,
         tools: ToolFormat | None = None,
+        parallel_calls: bool = True,
         logprobs: bool = False,
         include_usage: bool = False,
     ) -> None:
         self._served = served
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": served.name}
-        self._turns = [Turn(tools) for _ in range(choices)]
+        self._turns = [Turn(tools, several=parallel_calls) for _ in range(choices)]
         self._logprobs = logprobs
         self._include_usage = include_usage
         self.usage = Usage(prompt_tokens)
@@ -84,6 +102,8 @@ class ChatAnswer(ServerSentEvents):
     def add(self, choice: int, delta: "Delta") -> Iterator[Event]:
         """What one choice has gained."""
         turn = self._turns[choice]
+        if turn.complete:
+            return
         earlier = len(turn.calls)
         parts = turn.add(delta)
         self.usage.completion_tokens = sum(turn.tokens for turn in self._turns)
@@ -102,6 +122,10 @@ class ChatAnswer(ServerSentEvents):
             yield self._event(choice, {"content": ""}, logprobs=logprobs)
         if turn.reason is not None:
             yield self._event(choice, {}, reason=turn.reason)
+
+    def complete(self, choice: int) -> bool:
+        """Whether a choice is no longer worth writing on."""
+        return self._turns[choice].complete
 
     def end(self) -> Iterator[Event]:
         """The usage, if asked for."""

@@ -124,6 +124,10 @@ class TextAnswer(ServerSentEvents):
         if delta.text or delta.finish_reason or (logprobs and logprobs["tokens"]):
             yield self._event(choice, delta.text, delta.finish_reason, logprobs)
 
+    def complete(self, choice: int) -> bool:
+        """Whether a choice is no longer worth writing on."""
+        return self._reasons[choice] is not None
+
     def end(self) -> Iterator[Event]:
         """The usage, if asked for."""
         if self._include_usage:

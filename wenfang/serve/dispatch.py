@@ -16,7 +16,8 @@ from wenfang.core.language import say
 from wenfang.serve.errors import EngineFailure, Overloaded
 
 if TYPE_CHECKING:
-    from wenfang.engine import Delta, Engine, SamplingParams
+    from wenfang.engine import Delta, SamplingParams, TextEngine
+    from wenfang.engine.interface import Deltas
 
 Job = tuple[list[int], "SamplingParams"]
 """A prompt and how to continue it."""
@@ -31,14 +32,6 @@ FRESH_ANSWER_S = 5.0
 """A token this recent is proof enough that the model answers."""
 
 PROBE = "春"
-
-
-class Deltas(Protocol):
-    """What the engine writes. `close`, from any thread, cancels the writing and wakes whoever waits for more."""
-
-    def __iter__(self) -> Iterator["Delta"]: ...
-
-    def close(self) -> None: ...
 
 
 class Meter(Protocol):
@@ -58,7 +51,7 @@ class Generation:
     def __init__(
         self,
         pool: ThreadPoolExecutor,
-        jobs: Sequence[Callable[[], Deltas]],
+        jobs: Sequence[Callable[[], "Deltas"]],
         on_delta: Callable[[float, bool], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -66,13 +59,14 @@ class Generation:
         self._deltas: deque[tuple[int, Delta]] = deque()
         self._told = False
         self._cancelled = threading.Event()
+        self._stopped = set[int]()
         self._on_delta = on_delta
         self._streams: dict[int, Deltas] = {}
         self._workers: list[Future[None]] = [pool.submit(self._write, i, job) for i, job in enumerate(jobs)]
         for worker in self._workers:
             worker.add_done_callback(lambda _: self._tell())
 
-    def _write(self, choice: int, job: Callable[[], Deltas]) -> None:
+    def _write(self, choice: int, job: Callable[[], "Deltas"]) -> None:
         """Run one blocking iterator to its end, on a worker thread."""
         last, first = time.monotonic(), True
         # Closing is what frees the choice's place in the engine's batch.
@@ -124,8 +118,9 @@ class Generation:
                 yield self._deltas.popleft()
 
     def _raise_failure(self) -> None:
-        for worker in self._workers:
-            error = worker.exception() if worker.done() and not worker.cancelled() else None
+        for choice, worker in enumerate(self._workers):
+            ended = worker.done() and not worker.cancelled() and choice not in self._stopped
+            error = worker.exception() if ended else None
             if isinstance(error, WenfangError):
                 raise error
             if error is not None:
@@ -138,6 +133,12 @@ class Generation:
     def unfinished(self) -> int:
         """How many choices are still being written or waiting."""
         return sum(not worker.done() for worker in self._workers)
+
+    def stop(self, choice: int) -> None:
+        """Write no more of one choice; what it has already written is still read."""
+        if not self._workers[choice].done():
+            self._stopped.add(choice)
+            self._streams[choice].close()
 
     def cancel(self) -> None:
         """Stop writing after the token in progress."""
@@ -166,7 +167,9 @@ class Dispatcher:
         meter: told about every piece that is written.
     """
 
-    def __init__(self, engine: "Engine", *, max_generations: int = MAX_GENERATIONS, meter: Meter | None = None) -> None:
+    def __init__(
+        self, engine: "TextEngine", *, max_generations: int = MAX_GENERATIONS, meter: Meter | None = None
+    ) -> None:
         self.engine = engine
         self.meter = meter
         self._max_generations = max_generations

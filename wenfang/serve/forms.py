@@ -76,8 +76,13 @@ class ChosenTool(Strict):
     function: ChosenFunction
 
 
-def call_grammar(tools: list[dict[str, Any]], chosen: ChosenTool | None, form: ToolFormat) -> "Grammar":
-    """Calls of the tools, or of the chosen one, in the model's own words.
+def call_grammar(
+    tools: list[dict[str, Any]], chosen: ChosenTool | None, form: ToolFormat, *, several: bool
+) -> "Grammar":
+    """Calls of the tools, or one of the chosen one, in the model's own words.
+
+    Args:
+        several: whether more than one tool may be called.
 
     Raises:
         ApiError: the chosen tool is not among them, or the schemas cannot be used.
@@ -91,7 +96,7 @@ def call_grammar(tools: list[dict[str, Any]], chosen: ChosenTool | None, form: T
         raise _wrong("tool_choice", zh="'tools' 裡沒有這個工具", en="there is no such tool in 'tools'")
     schemas = tuple((f["name"], json.dumps(f["parameters"], ensure_ascii=False)) for f in functions)
     try:
-        return ToolCalls(schemas, form.opening, form.closing, form.arguments_key, several=chosen is None)
+        return ToolCalls(schemas, form.opening, form.closing, form.arguments_key, several=several and chosen is None)
     except InputError as error:
         raise ApiError(str(error), param="tools", code="invalid_value") from None
 

@@ -77,5 +77,6 @@ class _Occupancies(Collector):
             now = served.engine.occupancy
             running.add_metric([served.name], now.running)
             waiting.add_metric([served.name], now.waiting)
-            cache.add_metric([served.name], now.held_blocks / now.blocks)
+            if now.blocks:  # None where the model runs elsewhere.
+                cache.add_metric([served.name], now.held_blocks / now.blocks)
         return running, waiting, cache

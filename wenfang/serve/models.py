@@ -11,7 +11,7 @@ from wenfang.serve.dispatch import Dispatcher, Generation, Job
 from wenfang.serve.errors import ApiError
 
 if TYPE_CHECKING:
-    from wenfang.engine import Engine
+    from wenfang.engine import TextEngine
 
 
 class Served:
@@ -22,7 +22,7 @@ class Served:
         self.adapter = adapter
 
     @property
-    def engine(self) -> "Engine":
+    def engine(self) -> "TextEngine":
         """Where its tokens come from."""
         return self.dispatcher.engine
 

@@ -133,6 +133,10 @@ class OllamaAnswer:
                 yield self._piece("", self._turn.calls[calls : calls + 1])
                 calls += 1
 
+    def complete(self, choice: int) -> bool:
+        """Whether it is no longer worth writing on."""
+        return self._turn.complete
+
     def end(self) -> Iterator[Event]:
         """The last line, with the counts."""
         yield {**self._piece("", []), **self._counts()}

@@ -5,21 +5,20 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wenfang.core.errors import InputError, WenfangError
 from wenfang.core.language import say
+from wenfang.core.openai import api_key
 from wenfang.serve.dispatch import Dispatcher, Meter
 from wenfang.serve.errors import ApiError
 from wenfang.serve.models import Served, describe, no_such_model
 
 if TYPE_CHECKING:
-    from wenfang.engine import Speculation
+    from wenfang.engine import Speculation, TextEngine
     from wenfang.model.quantized import Quantization
-
-EXPANSION = 4
-"""A quantised GGUF file's weights take up to so many times its size once opened."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,7 @@ class Source:
         adapters: folders of adapters on it, by what clients call them.
         speculation: who guesses ahead, if anybody.
         quantize: what its weights are rounded to, if to anything.
+        engine: `wenfang`, `vllm`, or the address of a server that writes; the others take no adapters.
     """
 
     name: str
@@ -39,14 +39,24 @@ class Source:
     adapters: dict[str, Path] = field(default_factory=dict)
     speculation: "Speculation | None" = None
     quantize: "Quantization | None" = None
+    engine: str = "wenfang"
 
-    @property
+    @cached_property
     def memory_bytes(self) -> int:
-        """What its weights take in memory, adapters included."""
-        if self.path.is_file():
-            return EXPANSION * self.path.stat().st_size
-        folders = (self.path, *self.adapters.values())
-        return sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors"))
+        """What its weights take in memory, with those of its adapters, by their files, and of the model that guesses.
+
+        Raises:
+            InputError, ModelError: no such model, or it cannot be quantised.
+        """
+        from wenfang.engine import DraftModel
+        from wenfang.model import load_config
+        from wenfang.model.size import loaded_bytes
+
+        weights = loaded_bytes(load_config(self.path), self.quantize)
+        if isinstance(self.speculation, DraftModel):
+            weights += loaded_bytes(self.speculation.model.config, None)
+        files = [file for folder in self.adapters.values() for file in folder.glob("*.safetensors")]
+        return weights + sum(file.stat().st_size for file in files)
 
 
 @dataclass
@@ -79,14 +89,20 @@ class ModelPool:
         for source in sources:
             for name in (source.name, *source.adapters):
                 if name in self._home:
-                    raise InputError(say(zh=f"兩個模型都叫 {name!r}。", en=f"Two models are called {name!r}."))
+                    raise InputError(
+                        say(
+                            zh=f"兩個模型都叫 {name!r}。請把其中一個的資料夾或轉接器改名。",
+                            en=f"Two models are called {name!r}. Rename the folder, or the adapter, of one of them.",
+                        )
+                    )
                 self._home[name] = source
             if memory_bytes is not None and source.memory_bytes > memory_bytes:
                 raise InputError(
                     say(
-                        zh=f"{source.name!r} 需要 {source.memory_bytes:,} 位元組，超過記憶體預算 {memory_bytes:,}。",
+                        zh=f"{source.name!r} 需要 {source.memory_bytes:,} 位元組，超過記憶體預算 {memory_bytes:,}。"
+                        "請提高 --memory-gb，或用 --quantize。",
                         en=f"{source.name!r} takes {source.memory_bytes:,} bytes, the memory budget is "
-                        f"{memory_bytes:,}.",
+                        f"{memory_bytes:,}. Raise --memory-gb, or use --quantize.",
                     )
                 )
 
@@ -123,13 +139,9 @@ class ModelPool:
         Raises:
             InputError, ModelError: a file cannot be used.
         """
-        from wenfang.engine import Engine
-
         source = self._source(name)
-        engine = Engine.load(source.path, speculation=source.speculation, quantize=source.quantize)
+        engine = _open(source)
         engine.name = source.name
-        for adapter, folder in source.adapters.items():
-            engine.load_adapter(adapter, folder)
         dispatcher = Dispatcher(engine, meter=self._meter)
         served = {source.name: Served(dispatcher)}
         served |= {adapter: Served(dispatcher, adapter=adapter) for adapter in source.adapters}
@@ -189,3 +201,16 @@ class ModelPool:
         dispatcher = loaded.served[loaded.source.name].dispatcher
         dispatcher.close()
         dispatcher.engine.close()
+
+
+def _open(source: Source) -> "TextEngine":
+    from wenfang.engine import Engine, RemoteEngine, VllmEngine
+
+    if source.engine == "vllm":
+        return VllmEngine(source.path)
+    if source.engine != "wenfang":
+        return RemoteEngine(source.engine, source.path, key=api_key())
+    engine = Engine.load(source.path, speculation=source.speculation, quantize=source.quantize)
+    for adapter, folder in source.adapters.items():
+        engine.load_adapter(adapter, folder)
+    return engine

@@ -58,6 +58,8 @@ class Answer(Protocol):
 
     def add(self, choice: int, delta: "Delta") -> Iterable[Event]: ...
 
+    def complete(self, choice: int) -> bool: ...
+
     def end(self) -> Iterable[Event]: ...
 
     def whole(self) -> dict[str, Any]: ...
@@ -135,6 +137,8 @@ async def _collect(answer: Answer, generation: Generation) -> None:
     async for choice, delta in generation:
         for _ in answer.add(choice, delta):
             pass
+        if answer.complete(choice):
+            generation.stop(choice)
     for _ in answer.end():
         pass
 
@@ -147,6 +151,8 @@ async def _events(request: Request, answer: Answer, generation: Generation, limi
         async for choice, delta in generation:
             for event in answer.add(choice, delta):
                 yield answer.line(event)
+            if answer.complete(choice):
+                generation.stop(choice)
             if time.monotonic() > deadline:
                 raise too_slow(limits)
         for event in answer.end():

@@ -12,7 +12,6 @@ from wenfang.serve.schema import MAX_MESSAGES, MAX_TOOLS, drop_idle
 IDLE: dict[str, tuple[object, ...]] = {
     "background": (False,),
     "include": ([],),
-    "parallel_tool_calls": (True,),
     "service_tier": ("auto", "default"),
     "store": (False,),
     "text": ({"format": {"type": "text"}}, {}),
@@ -92,6 +91,8 @@ class ResponsesRequest(Sampling):
     stream: bool = False
     tools: list[FlatTool] = Field([], max_length=MAX_TOOLS)
     tool_choice: Literal["none", "auto"] = "auto"
+    parallel_tool_calls: bool = True
+    """If false, the response ends with its first call."""
     truncation: Literal["auto", "disabled"] = "disabled"
     """`auto` leaves out the oldest turns of a conversation that is too long."""
     metadata: dict[str, str] = Field({}, max_length=16)

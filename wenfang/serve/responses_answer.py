@@ -30,7 +30,7 @@ class ResponsesAnswer:
             "instructions": asked.instructions,
             "max_output_tokens": asked.max_output_tokens,
             "metadata": asked.metadata,
-            "parallel_tool_calls": True,
+            "parallel_tool_calls": asked.parallel_tool_calls,
             "previous_response_id": None,
             "store": False,
             "temperature": asked.temperature,
@@ -40,9 +40,10 @@ class ResponsesAnswer:
             "top_p": asked.top_p,
             "truncation": asked.truncation,
         }
-        self._turn = Turn(tools)
+        self._turn = Turn(tools, several=asked.parallel_tool_calls)
         self._output: list[dict[str, Any]] = []
         self._number = -1
+        self._cached_tokens = 0
         self.usage = Usage(prompt_tokens)
 
     def begin(self) -> Iterator[Event]:
@@ -52,6 +53,8 @@ class ResponsesAnswer:
 
     def add(self, choice: int, delta: "Delta") -> Iterator[Event]:
         """What it has gained."""
+        if self._turn.complete:
+            return
         calls = len(self._turn.calls)
         for part in self._turn.add(delta):
             if isinstance(part, str):
@@ -60,6 +63,11 @@ class ResponsesAnswer:
                 yield from self._call(self._turn.calls[calls])
                 calls += 1
         self.usage.completion_tokens = delta.completion_tokens
+        self._cached_tokens = delta.cached_tokens
+
+    def complete(self, choice: int) -> bool:
+        """Whether it is no longer worth writing on."""
+        return self._turn.complete
 
     def end(self) -> Iterator[Event]:
         """The response is complete, or as complete as its limit allows."""
@@ -85,7 +93,7 @@ class ResponsesAnswer:
     def _response(self, status: str) -> dict[str, Any]:
         usage = None if status == "in_progress" else {
             "input_tokens": self.usage.prompt_tokens,
-            "input_tokens_details": {"cached_tokens": 0},
+            "input_tokens_details": {"cached_tokens": self._cached_tokens},
             "output_tokens": self.usage.completion_tokens,
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": self.usage.total_tokens,

@@ -19,7 +19,6 @@ MAX_TOOLS = 128
 
 ASKS_FOR_NOTHING: dict[str, tuple[object, ...]] = {
     "modalities": (["text"],),
-    "parallel_tool_calls": (True,),
     "service_tier": ("auto", "default"),
     "store": (False,),
     "functions": ([],),
@@ -143,6 +142,8 @@ class ChatRequest(Sampling):
     tools: list[Tool] = Field([], max_length=MAX_TOOLS)
     tool_choice: Literal["none", "auto", "required"] | ChosenTool = "auto"
     """`required`, or a tool by its name: the answer is a call, held to the tool's schema."""
+    parallel_tool_calls: bool = True
+    """If false, the answer ends with its first call."""
     response_format: ResponseFormat | None = None
     user: str | None = None
     """Who asks, for the caller's own records. It never changes an answer."""
@@ -181,7 +182,7 @@ class ChatRequest(Sampling):
         """
         if self.forces_call and form is not None:
             chosen = self.tool_choice if isinstance(self.tool_choice, ChosenTool) else None
-            return call_grammar(self.shown_tools(), chosen, form)
+            return call_grammar(self.shown_tools(), chosen, form, several=self.parallel_tool_calls)
         return None if self.response_format is None else self.response_format.grammar()
 
     @property

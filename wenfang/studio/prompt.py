@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from wenfang.engine import Engine
+    from wenfang.engine import TextEngine
     from wenfang.tokenizer.tokenizer import Message
 
 
-def fit_prompt(engine: "Engine", earlier: Sequence[tuple[str, str]], question: str, *, system: str = "") -> list[int]:
+def fit_prompt(
+    engine: "TextEngine", earlier: Sequence[tuple[str, str]], question: str, *, system: str = ""
+) -> list[int]:
     """Token ids of a conversation, ready for the reply.
 
     The oldest turns give way until half of the context is left for the reply; the question never does.

@@ -34,6 +34,8 @@ async def chat_completions(desk: Desk, request: Request, asked: ChatRequest) -> 
             len(prompt),
             asked.n,
             tools=form,
+            # A grammar sees to it by itself, and its text is validated once it has ended.
+            parallel_calls=asked.parallel_tool_calls or asked.forces_call,
             logprobs=asked.logprobs,
             include_usage=asked.stream_options is not None and asked.stream_options.include_usage,
         )

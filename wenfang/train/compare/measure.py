@@ -82,7 +82,7 @@ def decode_tokens_per_s(model: Decoder, tokens: int) -> float:
         sequence.computed = prompt
         for _ in range(tokens):
             start = time.perf_counter()
-            runner.logits(runner.run([sequence], [1])[:, -1])
+            runner.logits(runner.run([sequence], [1])[0])
             times.append(time.perf_counter() - start)
             sequence.computed += 1
     return 1 / statistics.median(times)

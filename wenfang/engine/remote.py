@@ -1,0 +1,238 @@
+"""A model behind an address: any server with OpenAI's interface that takes prompts as token ids.
+
+Text becomes token ids here, with the model's own tokenizer and chat template, and comes back as text. So whatever the
+server behind makes of messages, roles or special tokens, it is asked for nothing but to continue token ids.
+"""
+
+import http.client
+import json
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from wenfang.core.errors import InputError, WenfangError
+from wenfang.core.language import say
+from wenfang.core.openai import error_message, read_events
+from wenfang.engine.completion import Delta
+from wenfang.engine.load import load_tokenizer
+from wenfang.engine.params import SamplingParams
+from wenfang.engine.scheduler import Occupancy
+from wenfang.model import load_config
+
+OPENAI = frozenset(
+    {"temperature", "top_p", "presence_penalty", "frequency_penalty", "logit_bias", "stop", "seed", "max_tokens"}
+)
+"""Parameters that every such server honours. Some drop others in silence, so others are refused here."""
+SILENCE_S = 600.0
+"""How long a server may say nothing."""
+
+
+class RemoteEngine:
+    """The interface of `Engine` as a server needs it, with the writing done elsewhere.
+
+    Args:
+        url: the server's address, with or without `/v1`.
+        folder: the model's folder or GGUF file; its tokenizer and shape are used, not its weights.
+        model: what the model is called there; by default the first that the server lists.
+        key: the server's key, if it asks for one.
+        honoured: parameters that the server is known to honour.
+
+    Raises:
+        InputError: nobody answers at the address, or not as such a server does, or it lists no such model.
+        ModelError, TokenizerError: the folder cannot be used.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        folder: Path,
+        *,
+        model: str | None = None,
+        key: str | None = None,
+        honoured: frozenset[str] = OPENAI,
+    ) -> None:
+        config = load_config(folder)
+        self.name = folder.resolve().name
+        self.vocab_size = config.vocab_size
+        self.tokenizer = load_tokenizer(folder, model_vocab_size=config.vocab_size)
+        self._url = url.rstrip("/").removesuffix("/v1") + "/v1"
+        self._headers = {"Content-Type": "application/json"}
+        if key is not None:
+            self._headers["Authorization"] = f"Bearer {key}"
+        self._honoured = honoured
+        self.active = set[RemoteStream]()
+        listed = self._listed(model)
+        self._model = listed["id"]
+        limits = (listed.get("max_model_len"), listed.get("context_length"), (listed.get("meta") or {}).get("n_ctx"))
+        self.context = min(config.context, *(limit for limit in limits if isinstance(limit, int)), config.context)
+
+    def stream(self, prompt: Sequence[int], params: SamplingParams, *, adapter: str | None = None) -> "RemoteStream":
+        """Generate and yield pieces as they come. Closing the stream hangs up, which cancels the request there.
+
+        Raises:
+            InputError: the prompt leaves no room in the context, or the server is not known to honour a parameter.
+        """
+        for field in fields(params):
+            chosen = getattr(params, field.name) != getattr(SamplingParams(), field.name)
+            if chosen and field.name not in self._honoured:
+                raise _not_honoured(field.name)
+        if adapter is not None:
+            raise _not_honoured("adapter")
+        room = self.context - len(prompt)
+        if not prompt or room < 1:
+            raise InputError(
+                say(
+                    zh=f"提示有 {len(prompt)} 個 token；上下文是 {self.context}。",
+                    en=f"The prompt has {len(prompt)} tokens; this model's context is {self.context}.",
+                )
+            )
+        asked = {name: getattr(params, name) for name in self._honoured}
+        asked["max_tokens"] = min(params.max_tokens or room, room)
+        if params.top_k == 0:
+            asked.pop("top_k", None)
+        body = {name: value for name, value in asked.items() if value not in (None, (), {})}
+        body |= {"model": self._model, "prompt": list(prompt), "stream": True}
+        body["stream_options"] = {"include_usage": True}
+        return RemoteStream(self, json.dumps(body).encode())
+
+    def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Not there: how such a server pools its states differs from ours.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(
+            say(zh="別處執行的模型不提供向量。", en="A model that runs elsewhere gives no embeddings here.")
+        )
+
+    @property
+    def occupancy(self) -> Occupancy:
+        """Requests under way; what the server's batch and cache hold, it alone knows."""
+        return Occupancy(len(self.active), 0, 0, 0)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def connect(self) -> http.client.HTTPConnection:
+        """A connection that is not yet made."""
+        try:
+            parts = urlsplit(self._url)
+            kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
+            kind: type[http.client.HTTPConnection] = kinds[parts.scheme]
+            return kind(parts.hostname or "", parts.port, timeout=SILENCE_S)
+        except (KeyError, ValueError):
+            raise InputError(
+                say(zh=f"{self._url!r} 不是 http 或 https 網址。", en=f"{self._url!r} is no http or https address.")
+            ) from None
+
+    def ask(
+        self, connection: http.client.HTTPConnection, path: str, body: bytes | None = None
+    ) -> http.client.HTTPResponse:
+        """Send a request.
+
+        Raises:
+            InputError: the server refuses it as it is.
+            OSError, HTTPException: it refuses for another reason, or does not answer.
+        """
+        connection.request("GET" if body is None else "POST", urlsplit(self._url).path + path, body, self._headers)
+        answer = connection.getresponse()
+        if answer.status == 200:
+            return answer
+        said = answer.read(1 << 16)
+        with suppress(ValueError):
+            said = (error_message(json.loads(said)) or "").encode() or said
+        reason = said.decode(errors="replace")[:500]
+        if answer.status == 400:
+            raise InputError(reason)
+        raise ConnectionError(f"{answer.status} {reason}")
+
+    def gone(self, error: Exception) -> WenfangError:
+        """The server does not answer."""
+        why = str(error).rstrip(".。")
+        return WenfangError(say(zh=f"{self._url!r} 沒有回應：{why}。", en=f"{self._url!r} does not answer: {why}."))
+
+    def _listed(self, model: str | None) -> dict[str, Any]:
+        """What the server says of the model."""
+        connection = self.connect()
+        try:
+            models: list[dict[str, Any]] = json.load(self.ask(connection, "/models"))["data"]
+            return next(one for one in models if model in (None, one["id"]))
+        except (ValueError, LookupError, TypeError, StopIteration):
+            raise InputError(
+                say(
+                    zh=f"{self._url!r} 沒有列出模型{f' {model!r}' if model else ''}，不是 OpenAI 相容的伺服器。",
+                    en=f"{self._url!r} lists no model{f' {model!r}' if model else ''}; it is no server with OpenAI's "
+                    "interface.",
+                )
+            ) from None
+        except (OSError, http.client.HTTPException) as error:
+            raise InputError(str(self.gone(error))) from None
+        finally:
+            connection.close()
+
+
+class RemoteStream:
+    """A completion as the server writes it. Belongs to the thread that iterates; any thread may close it."""
+
+    def __init__(self, engine: RemoteEngine, body: bytes) -> None:
+        self._engine, self._body = engine, body
+        self._socket: socket.socket | None = None
+        self._closed = False
+        self._deltas = self._read()
+
+    def __iter__(self) -> Iterator[Delta]:
+        return self._deltas
+
+    def close(self) -> None:
+        """Hang up; a thread that waits for the next piece finds that there is none."""
+        self._closed = True
+        if self._socket is not None:
+            with suppress(OSError):  # The server was quicker.
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _read(self) -> Iterator[Delta]:
+        connection = self._engine.connect()
+        self._engine.active.add(self)
+        try:
+            connection.connect()
+            self._socket = connection.sock
+            if not self._closed:
+                yield from self._pieces(connection)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            if not self._closed:
+                raise self._engine.gone(error) from None
+        finally:
+            self._engine.active.discard(self)
+            connection.close()
+
+    def _pieces(self, connection: http.client.HTTPConnection) -> Iterator[Delta]:
+        """The last one comes when the server has said how many tokens there were."""
+        pieces, tokens, cached, reason = 0, None, 0, None
+        for event in read_events(self._engine.ask(connection, "/completions", self._body)):
+            usage = event.get("usage") or {}
+            tokens = usage.get("completion_tokens", tokens)
+            cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or cached
+            for choice in event.get("choices", ()):
+                reason = choice.get("finish_reason") or reason
+                if text := choice.get("text"):
+                    pieces += 1
+                    yield Delta(text, None, pieces)
+        if self._closed:
+            return
+        if reason not in ("stop", "length"):
+            raise self._engine.gone(ConnectionError(f"finish_reason {reason!r}"))
+        yield Delta("", reason, pieces if tokens is None else tokens, cached_tokens=cached)
+
+
+def _not_honoured(name: str) -> InputError:
+    return InputError(
+        say(
+            zh=f"不支援參數 {name!r}：書寫的伺服器未必理會它。請移除後再試。",
+            en=f"Unsupported parameter: the server that writes is not known to honour {name!r}. "
+            "Remove it and try again.",
+        )
+    )
