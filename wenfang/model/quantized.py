@@ -57,7 +57,7 @@ class QuantizedLinear(nn.Module):
 
 
 def bits_of(projection: str, quantization: Quantization) -> Bits:
-    """Of each weight of a projection, by its name in the decoder; the output projection suffers most and keeps eight."""
+    """Of each weight of a projection, by its name in the decoder; the output projection, which suffers most, has 8."""
     return 8 if projection == "lm_head" else _BITS[quantization]
 
 
