@@ -7,8 +7,8 @@ row alone, bit for bit. Tokens already at -inf stay excluded and count for nothi
 import torch
 from torch import Tensor
 
-LIKELY_NUCLEUS = 256
-"""A nucleus is rarely larger; only then is the whole vocabulary sorted."""
+NUCLEI = (64, 1024)
+"""Sizes that a nucleus is looked for in, one after the other; only if it is larger is the whole vocabulary sorted."""
 
 
 def top_k(logits_NV: Tensor, k_N1: Tensor) -> Tensor:
@@ -22,12 +22,16 @@ def top_p(logits_NV: Tensor, p_N1: Tensor) -> Tensor:
     """Nucleus sampling (Holtzman et al. 2020): the smallest set of likeliest tokens with total probability p; ties
     with the least likely of them stay."""
     probabilities_NV = logits_NV.softmax(-1)
-    highest_NK = probabilities_NV.topk(min(LIKELY_NUCLEUS, logits_NV.shape[1]), dim=-1).values
-    wide_N = highest_NK.cumsum(-1)[:, -1] < p_N1[:, 0]
-    least_N1 = _least_of_nucleus(highest_NK, p_N1)
-    if bool(wide_N.any()):
-        sorted_NV = probabilities_NV[wide_N].sort(dim=-1, descending=True).values
-        least_N1[wide_N] = _least_of_nucleus(sorted_NV, p_N1[wide_N])
+    least_N1, rows = torch.empty_like(p_N1), torch.arange(len(logits_NV))
+    for size in NUCLEI:
+        highest_NK = probabilities_NV[rows].topk(min(size, logits_NV.shape[1]), dim=-1).values
+        least_N1[rows] = _least_of_nucleus(highest_NK, p_N1[rows])
+        rows = rows[highest_NK.cumsum(-1)[:, -1] < p_N1[rows, 0]]
+        if not len(rows):
+            break
+    else:
+        sorted_NV = probabilities_NV[rows].sort(dim=-1, descending=True).values
+        least_N1[rows] = _least_of_nucleus(sorted_NV, p_N1[rows])
     return _keep(logits_NV, probabilities_NV >= least_N1)
 
 
