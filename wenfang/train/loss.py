@@ -5,9 +5,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
 from wenfang.model import Decoder
 from wenfang.model.memory import AttentionSpec, Memory, attention_products
+from wenfang.train import flex
 from wenfang.train.packing import IGNORED
 
 AHEAD_WEIGHT = 0.3
@@ -21,17 +23,22 @@ MOST_PARTS = 16
 
 
 class _Rows(Memory):
-    """Packed rows. Where our own kernel cannot run, plain products beat the CPU's fused attention at the length of our
-    rows (docs/log.md, 2026-11-23)."""
+    """Packed rows. On a GPU FlexAttention leaves out what other documents hold. On a CPU where our own kernel cannot
+    run, plain products beat torch's fused attention at the length of our rows (docs/log.md, 2026-11-23)."""
 
     def __init__(self, documents_BT: Tensor, positions_BT: Tensor) -> None:
         super().__init__(documents_BT)
         self._positions_BT = positions_BT
+        self._masks: dict[int | None, BlockMask] = {}
 
     def seen(self, q_BHTK: Tensor) -> Tensor:
         return self._positions_BT
 
     def attend_masked(self, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTV: Tensor, spec: AttentionSpec) -> Tensor:
+        if spec.plain and self.documents_BT is not None and flex.can_attend(q_BHTK, v_BGTV):
+            if spec.window not in self._masks:
+                self._masks[spec.window] = flex.block_mask(self.documents_BT, spec.window)
+            return flex.attention(q_BHTK, k_BGTK, v_BGTV, self._masks[spec.window], spec.scale)
         return attention_products(q_BHTK, k_BGTK, v_BGTV, self.sight(q_BHTK).bias(spec, q_BHTK.dtype), spec)
 
 
