@@ -4,10 +4,13 @@
     .venv/bin/python benchmarks/train.py --document 60                    short documents packed into rows
     .venv/bin/python benchmarks/train.py --shape poet --rounds 15         the shape of recipes/poet.yaml
     .venv/bin/python benchmarks/train.py --nanogpt path/to/nanoGPT/model.py   with one more peer
+    .venv/bin/python benchmarks/train.py --device cuda --shape gpt2 --nanogpt …   GPT-2 of 124M on a GPU
 
 Every contender is the same shape, compiled, in bf16, with fp32 weights moved by fused AdamW, in a process of its own;
-one step of each is timed in turn, and medians are compared. Peers read the same rows without a document mask (which is
-less work than keeping documents apart). `litgpt` takes part where it is installed.
+one step of each is timed in turn, and medians are compared. Peers read rows of as many tokens without a document mask
+(which is less work than keeping documents apart), the same ones each time; Wenfang's come from a mapped file through
+the loader that training uses, and how long it waited for them is printed. `litgpt` takes part where it is installed and
+the shape has rotary positions.
 """
 
 import argparse
@@ -16,18 +19,35 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wenfang.core.allocator import keep_freed_memory
-from wenfang.core.hardware import peak_memory_bytes
+from wenfang.core.device import PRESETS
+from wenfang.core.hardware import matmul_flops
 from wenfang.model import Decoder, DecoderConfig
+from wenfang.train.loader import Loader
 from wenfang.train.loss import cross_entropy_sum
+from wenfang.train.objective import Batch, Rows
+from wenfang.train.packing import batch_rows, pack
+from wenfang.train.placement import choose, peak_bytes
+
+
+def gpt2(**sizes: int) -> DecoderConfig:
+    """GPT-2 of these sizes."""
+    dim, heads = sizes["dim"], sizes["heads"]
+    traits = {"ropes": (None,), "absolute_positions": "learned", "qk_norm": None, "norm": "layer", "norm_bias": True}
+    traits |= {"gated": False, "qkv_bias": True, "o_bias": True, "mlp_bias": True, "activation": "gelu_tanh"}
+    widths = {"kv_heads": heads, "head_dim": dim // heads, "hidden": 4 * dim}
+    return DecoderConfig(**sizes, **widths, **traits, tie_embeddings=True)
+
 
 SHAPES = {
     "reference": (
@@ -35,42 +55,56 @@ SHAPES = {
         16,
     ),
     "poet": (DecoderConfig(vocab_size=5120, dim=192, layers=4, heads=3, kv_heads=1, hidden=512, context=128), 32),
+    "gpt2": (gpt2(vocab_size=50304, dim=768, layers=12, heads=12, context=1024), 16),
+    "tiny": (gpt2(vocab_size=512, dim=64, layers=2, heads=2, context=64), 4),
 }
-"""Architecture and rows per step."""
+"""Architecture and rows per step; `tiny` is for trying this file."""
 BF16_PEAK = 463e9
 """FLOP/s that two cores of AMD EPYC Zen 4 reach with `vdpbf16ps`; the distance to it is printed."""
-Loss = Callable[[Tensor], Tensor]
-"""Token ids [B, T] → mean loss."""
+Loss = Callable[[], Tensor]
+"""The mean loss of the next rows."""
 
 
-def wenfang(shape: DecoderConfig, document: int) -> tuple[nn.Module, Loss]:
-    keep_freed_memory()  # As `train` does.
-    model = Decoder(shape)
-    model.initialise()
-    total = torch.compile(cross_entropy_sum, dynamic=False)
-    index_T = torch.arange(shape.context)
+class Wenfang:
+    """Our step, with its rows read as in training."""
 
-    def loss(ids_BT: Tensor) -> Tensor:
-        documents_BT = (index_T // document).expand_as(ids_BT).contiguous()
-        positions_BT = (index_T % document).expand_as(ids_BT).contiguous()
-        return total(model, ids_BT, ids_BT.roll(-1, 1), documents_BT, positions_BT, torch.bfloat16) / ids_BT.numel()
+    def __init__(self, shape: DecoderConfig, batch: int, document: int, device: torch.device) -> None:
+        keep_freed_memory()  # As `train` does.
+        self.model = Decoder(shape)
+        self.model.initialise()
+        self.model.to(device)
+        self._total = torch.compile(cross_entropy_sum, dynamic=False)
+        rng = np.random.default_rng(0)
+        lengths = [document] * (shape.context // document) + [shape.context % document]  # They fill a row.
+        row = [(rng.integers(0, shape.vocab_size, n + 1), np.ones(n + 1, bool)) for n in lengths if n]
+        documents = row * (8 * batch)
+        self._rows = Rows(pack(documents, shape.context, folder=Path(tempfile.gettempdir())), 1.0)
+        self._batch, self._step = batch, 0
+        self.loader = Loader(self._batches, device)
 
-    return model, loss
+    def loss(self) -> Tensor:
+        """The mean loss of the next rows."""
+        (batch,) = self.loader.take(self._step)
+        self._step += 1
+        return self._total(self.model, **batch.tensors, dtype=torch.bfloat16) / batch.count
+
+    def _batches(self, step: int) -> list[Batch]:
+        return [self._rows.batch(batch_rows(len(self._rows), self._batch, step, seed=0))]
 
 
-def transformers(shape: DecoderConfig, attention: str) -> tuple[nn.Module, Loss]:
+def transformers(shape: DecoderConfig, ids_BT: Tensor, attention: str) -> tuple[nn.Module, Loss]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from wenfang.model.families import family_for
 
     family = family_for(shape)
     config = AutoConfig.for_model(family.model_type, **family.to_hf(shape), attn_implementation=attention)
-    model = AutoModelForCausalLM.from_config(config).train()
+    model = AutoModelForCausalLM.from_config(config).train().to(ids_BT.device)
     compiled = torch.compile(model, dynamic=False)
-    return model, lambda ids_BT: compiled(input_ids=ids_BT, labels=ids_BT, use_cache=False).loss
+    return model, lambda: compiled(input_ids=ids_BT, labels=ids_BT, use_cache=False).loss
 
 
-def nanogpt(shape: DecoderConfig, path: str) -> tuple[nn.Module, Loss]:
+def nanogpt(shape: DecoderConfig, ids_BT: Tensor, path: str) -> tuple[nn.Module, Loss]:
     spec = importlib.util.spec_from_file_location("nanogpt", path)
     assert spec is not None
     assert spec.loader is not None
@@ -86,14 +120,14 @@ def nanogpt(shape: DecoderConfig, path: str) -> tuple[nn.Module, Loss]:
             n_head=shape.heads,
             n_embd=shape.dim,
             dropout=0.0,
-            bias=False,
+            bias=shape.mlp_bias,
         )
-    )
+    ).to(ids_BT.device)
     compiled = torch.compile(model, dynamic=False)
-    return model, lambda ids_BT: compiled(ids_BT, ids_BT.roll(-1, 1))[1]
+    return model, lambda: compiled(ids_BT, ids_BT.roll(-1, 1))[1]
 
 
-def litgpt(shape: DecoderConfig) -> tuple[nn.Module, Loss]:
+def litgpt(shape: DecoderConfig, ids_BT: Tensor) -> tuple[nn.Module, Loss]:
     from litgpt import GPT, Config
 
     config = Config(
@@ -113,10 +147,10 @@ def litgpt(shape: DecoderConfig) -> tuple[nn.Module, Loss]:
         parallel_residual=False,
         rotary_percentage=1.0,
     )
-    model = GPT(config)
+    model = GPT(config).to(ids_BT.device)
     compiled = torch.compile(model, dynamic=False)
 
-    def loss(ids_BT: Tensor) -> Tensor:
+    def loss() -> Tensor:
         return F.cross_entropy(compiled(ids_BT).flatten(0, 1), ids_BT.roll(-1, 1).flatten())
 
     return model, loss
@@ -125,24 +159,27 @@ def litgpt(shape: DecoderConfig) -> tuple[nn.Module, Loss]:
 def contend(name: str, arguments: argparse.Namespace) -> None:
     """Compile, then answer each line read with the seconds of one step and the peak memory so far."""
     shape, batch = SHAPES[arguments.shape]
-    makers: dict[str, Callable[[], tuple[nn.Module, Loss]]] = {
-        "wenfang": lambda: wenfang(shape, arguments.document or shape.context),
-        "transformers": lambda: transformers(shape, "sdpa"),
-        "transformers, eager attention": lambda: transformers(shape, "eager"),
-        "nanoGPT": lambda: nanogpt(shape, arguments.nanogpt),
-        "litgpt": lambda: litgpt(shape),
-    }
     torch.manual_seed(0)
-    model, loss = makers[name]()
+    device = choose(arguments.device)
+    ids_BT = torch.randint(0, shape.vocab_size, (batch, shape.context), device=device)
+    makers: dict[str, Callable[[], tuple[nn.Module, Loss]]] = {
+        "transformers": lambda: transformers(shape, ids_BT, "sdpa"),
+        "transformers, eager attention": lambda: transformers(shape, ids_BT, "eager"),
+        "nanoGPT": lambda: nanogpt(shape, ids_BT, arguments.nanogpt),
+        "litgpt": lambda: litgpt(shape, ids_BT),
+    }
+    ours = Wenfang(shape, batch, arguments.document or shape.context, device) if name == "wenfang" else None
+    model, loss = (ours.model, ours.loss) if ours else makers[name]()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    ids_BT = torch.randint(0, shape.vocab_size, (batch, shape.context))
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=name != "wenfang"):
-            value = loss(ids_BT)
+        with torch.autocast(device.type, torch.bfloat16, enabled=ours is None):
+            value = loss()
         value.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
 
     step()
     step()
@@ -153,7 +190,8 @@ def contend(name: str, arguments: argparse.Namespace) -> None:
             continue
         start = time.perf_counter()
         step()
-        print(json.dumps([time.perf_counter() - start, peak_memory_bytes()]), flush=True)
+        waited = ours.loader.waited_s if ours else 0.0
+        print(json.dumps([time.perf_counter() - start, peak_bytes(device), waited]), flush=True)
 
 
 def profile(step: Callable[[], None]) -> dict[str, float]:
@@ -161,12 +199,13 @@ def profile(step: Callable[[], None]) -> dict[str, float]:
     kinds = {"aten::mm": "matrix products", "aten::bmm": "matrix products", "aten::addmm": "matrix products"}
     kinds |= {"wenfang::attention": "attention, forward", "wenfang::attention_backward": "attention, backward"}
     kinds |= {"aten::_fused_adamw_": "optimiser", "Optimizer.step#AdamW.step": "optimiser"}
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as record:
+    with torch.profiler.profile() as record:
         step()
     seconds: dict[str, float] = {}
     for event in record.key_averages():
         kind = kinds.get(event.key, "norms, activations, loss and the rest")
-        seconds[kind] = seconds.get(kind, 0.0) + event.self_cpu_time_total / 1e6
+        on_device = getattr(event, "self_device_time_total", 0)
+        seconds[kind] = seconds.get(kind, 0.0) + (on_device or event.self_cpu_time_total) / 1e6
     return seconds
 
 
@@ -175,14 +214,16 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="reference")
     parser.add_argument("--document", type=int, default=0, help="tokens per document; 0 fills the row with one")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device", choices=("cpu", "cuda", "mps"), default="cpu")
     parser.add_argument("--nanogpt", default="", help="nanoGPT's model.py")
     parser.add_argument("--contender", default="", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.contender:
         contend(arguments.contender, arguments)
         return
-    names = ["wenfang", "transformers", "transformers, eager attention"]
-    names += ["nanoGPT"] * bool(arguments.nanogpt) + ["litgpt"] * (importlib.util.find_spec("litgpt") is not None)
+    rotary = any(SHAPES[arguments.shape][0].ropes) and importlib.util.find_spec("litgpt") is not None
+    names = ["wenfang", "transformers"] + ["transformers, eager attention"] * (arguments.device == "cpu")
+    names += ["nanoGPT"] * bool(arguments.nanogpt) + ["litgpt"] * rotary
     command = [sys.executable, str(Path(__file__).resolve()), *sys.argv[1:], "--contender"]
     processes = {}
     for name in names:
@@ -191,14 +232,26 @@ def main() -> None:
         answer(process)
     times: dict[str, list[float]] = {name: [] for name in names}
     memory: dict[str, int] = {}
+    waits = 0.0
     for _ in range(arguments.rounds):
         for name, process in processes.items():
-            seconds, memory[name] = json.loads(ask(process, "step"))
+            seconds, memory[name], waited = json.loads(ask(process, "step"))
             times[name].append(seconds)
+            waits += waited
     parts = json.loads(ask(processes["wenfang"], "profile"))
     for process in processes.values():
         process.communicate()
     show(arguments, times, memory, parts)
+    print(f"waiting for data: {waits / sum(times['wenfang']):.2%} of the time of wenfang's steps")
+
+
+def peak_of(device: str) -> float:
+    """What bf16 products could reach: by the maker's datasheet for a GPU that is known, as measured for another."""
+    if device == "cpu":
+        return BF16_PEAK
+    name = torch.cuda.get_device_name().lower() if device == "cuda" else device
+    known = next((preset for key, preset in PRESETS.items() if key in name.replace(" ", "")), None)
+    return known.flops("bfloat16") if known else matmul_flops("bfloat16", device)
 
 
 def ask(process: subprocess.Popen[str], what: str) -> str:
@@ -223,12 +276,13 @@ def show(
     shape, batch = SHAPES[arguments.shape]
     tokens = batch * shape.context
     flops = shape.training_flops(tokens, shape.context)
+    peak = peak_of(arguments.device)
     speed = {name: tokens / statistics.median(seconds) for name, seconds in times.items()}
     print(f"{arguments.shape}, {arguments.document or shape.context} tokens a document, {arguments.rounds} rounds")
     for name, tokens_per_s in speed.items():
         rate = flops / tokens * tokens_per_s
         print(
-            f"{name:32}{tokens_per_s:9,.0f} tokens/s {rate / 1e9:6.0f} GFLOP/s {rate / BF16_PEAK:5.0%} of peak"
+            f"{name:32}{tokens_per_s:9,.0f} tokens/s {rate / 1e9:6.0f} GFLOP/s {rate / peak:5.0%} of peak"
             f" {memory[name] / 2**30:6.2f} GiB"
         )
     best = max(value for name, value in speed.items() if name != "wenfang")

@@ -2,9 +2,14 @@
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from wenfang.cli import main
+from wenfang.core.artifact import read_manifest
 from wenfang.core.errors import ModelError
 from wenfang.core.report import Reporter
 from wenfang.model import Decoder, DecoderConfig, save_model
@@ -102,6 +107,39 @@ def test_pretraining(
         assert said in capfd.readouterr().err
     else:
         assert said in _refused(capfd, tmp_path / "out", *words)
+
+
+def test_weights_that_are_no_numbers_and_a_device_that_is_not_there(
+    corpus_folder: Path, tokenizer_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = _model(tmp_path / "model", tokenizer_folder, 700)
+    path = model / "model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.endswith("up_proj.weight"))
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, path, {"format": "pt"})
+    (tmp_path / "train.jsonl").write_text(GOOD, encoding="utf-8")
+    (tmp_path / "validation.jsonl").write_text(GOOD, encoding="utf-8")
+    words = ("train", "sft", "--conversations", str(tmp_path), "--model", str(model), "--context", "64")
+    assert "layers.0.mlp.up_proj.weight holds NaN or infinity" in _refused(capfd, tmp_path / "out", *words)
+    if not torch.cuda.is_available():
+        assert "device='cuda': this machine" in _refused(capfd, tmp_path / "out", *words, "--device", "cuda")
+
+
+def test_a_single_character_is_a_corpus_that_trains(
+    tokenizer_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for split in ("train", "validation"):
+        pq.write_table(pa.table({"text": ["山"]}), corpus / f"{split}.parquet")
+    words = ["train", "pretrain", "--corpus", str(corpus), "--tokenizer", str(tokenizer_folder), "--context", "64"]
+    sizes = ["--dim", "16", "--layers", "1", "--steps", "30", "--batch", "4", "--no-compile", "--dtype", "float32"]
+    assert main([*words, *sizes, "--out", str(tmp_path / "out")]) == 0
+    summary = read_manifest(tmp_path / "out").summary
+    assert 0 <= summary["validation_loss"] < 3  # From ln 700 = 6.6.
+    assert summary["packing_waste"] > 0.9
+    capfd.readouterr()
 
 
 def test_context_extension(

@@ -86,6 +86,7 @@ class PoisonedRows:
     bad: int
     factor: float
     characters_per_token: None = None
+    bytes_per_token: None = None
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -16,5 +16,7 @@ class Forecast:
     """Largest resident size of the process."""
     disk_bytes: int
     """Space its output takes, checkpoints of a run in progress included."""
+    limit_bytes: int | None = None
+    """What of memory there is where the stage computes; None for the machine's own."""
     lower: tuple[str, ...] = ()
     """The options that decide the memory, as `name=value`, in the order in which to lower them."""

@@ -22,8 +22,9 @@ def check_capacity(forecasts: Mapping[str, Forecast], folder: Path) -> None:
     """
     memory = detect().memory_bytes
     for name, forecast in forecasts.items():
-        if forecast.memory_bytes > memory:
-            needed, has = size(forecast.memory_bytes), size(memory)
+        limit = memory if forecast.limit_bytes is None else forecast.limit_bytes
+        if forecast.memory_bytes > limit:
+            needed, has = size(forecast.memory_bytes), size(limit)
             options = ", ".join(forecast.lower) or say(zh="模型或批次", en="the model's size or the batch")
             raise CapacityError(
                 say(

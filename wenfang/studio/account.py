@@ -8,14 +8,17 @@ from wenfang.studio.run import StageView
 from wenfang.studio.words import Words
 
 FIGURES = {
+    "bits_per_byte": "位元／位元組",
     "bits_per_character": "位元／字",
     "characters": "字數",
     "characters_per_token": "字／詞元",
+    "data_wait": "等候資料比例",
     "epochs": "輪數",
     "gflop_per_s": "GFLOP／秒",
     "long_titles_left_out": "題目過長略去",
     "loss": "損失",
     "nats_per_character": "nats／字",
+    "packing_waste": "填充比例",
     "parameters": "參數",
     "people_regular_qijue": "人：七絕合律",
     "poems": "詩",

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import torch
 import yaml
 
 from wenfang.core.artifact import MANIFEST, Summary, read_manifest
@@ -10,6 +11,7 @@ from wenfang.core.config import Config, input_fields
 from wenfang.core.hardware import detect
 from wenfang.core.language import say
 from wenfang.core.plot import Curve, Panel, write_plot
+from wenfang.train.placement import choose
 
 CURVES = "curves.svg"
 LEARNED = ("corpus", "conversations", "model")
@@ -27,9 +29,9 @@ def model_card(stage: str, config: Config, summary: Summary, out: Path) -> str:
     sections = [
         f"# {stage}",
         say(
-            zh=f"以 Wenfang 文房訓練，機器：{hardware.processor}（{hardware.cores} 核，"
+            zh=f"以 Wenfang 文房訓練，機器：{_gpu(config)}{hardware.processor}（{hardware.cores} 核，"
             f"{hardware.memory_bytes / 2**30:.0f} GiB）{_cost(metrics)}。",
-            en=f"Trained with Wenfang 文房 on {hardware.processor} ({hardware.cores} cores, "
+            en=f"Trained with Wenfang 文房 on {_gpu(config)}{hardware.processor} ({hardware.cores} cores, "
             f"{hardware.memory_bytes / 2**30:.0f} GiB){_cost(metrics)}.",
         ),
     ]
@@ -46,6 +48,12 @@ def model_card(stage: str, config: Config, summary: Summary, out: Path) -> str:
     sections.append(say(zh="## 設定", en="## Settings") + f"\n```json\n{settings}\n```")
     front = "---\nlanguage: zh\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n"
     return front + "\n\n".join(sections) + "\n"
+
+
+def _gpu(config: Config) -> str:
+    """The GPU that was trained on, before the processor; empty where there was none."""
+    device = choose(getattr(config, "device", "cpu"))
+    return f"{torch.cuda.get_device_name(device)}, " if device.type == "cuda" else ""
 
 
 def _source(name: str, folder: Path) -> str:

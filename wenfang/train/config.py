@@ -55,9 +55,11 @@ class TrainConfig(Config):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of each block's output that is left out at random while training."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Arithmetic of activations; auto means bfloat16 where the processor multiplies it natively."""
+    """Arithmetic of activations; auto means bfloat16 where the hardware multiplies it natively."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where it is computed; auto takes a GPU where there is one."""
     compile: bool = True
-    """Compile the step with torch.compile; without a C++ compiler it runs eagerly, with a notice."""
+    """Compile the step with torch.compile; without a compiler it runs eagerly, with a notice."""
     recompute: bool = False
     """Compute each block's activations again on the way back: less memory, about a third more time."""
     shard: bool = False

@@ -23,6 +23,7 @@ from wenfang.train.loop import mean_loss, train
 from wenfang.train.meter import bits_of
 from wenfang.train.objective import NextToken, Rows, activation_dtype, next_token
 from wenfang.train.packing import IGNORED, pack, split_long
+from wenfang.train.placement import choose, placed
 
 
 def run(config: ExtendContextConfig, out: Path, report: Reporter) -> Summary:
@@ -38,7 +39,7 @@ def run(config: ExtendContextConfig, out: Path, report: Reporter) -> Summary:
     model, tokenizer = load_model(config.model), Tokenizer.load(config.model)
     shape = extended(model.config, config.context)
     training, validation = (
-        long_rows(config.corpus / f"{split}.parquet", tokenizer, config.context, report)
+        long_rows(config.corpus / f"{split}.parquet", tokenizer, config.context, report, folder=out)
         for split in ("train", "validation")
     )
     edges = doublings(model.config.context, config.context)
@@ -102,16 +103,17 @@ def _yarn(rope: RopeConfig, known: int, context: int) -> RopeConfig:
     return rope.model_copy(update={"scaling": scaling})
 
 
-def long_rows(path: Path, tokenizer: Tokenizer, context: int, report: Reporter) -> Rows:
+def long_rows(path: Path, tokenizer: Tokenizer, context: int, report: Reporter, *, folder: Path | None = None) -> Rows:
     """Rows of one document each: the texts one after another, `<|bos|>` text `<|end|>`, which see each other, so that
-    far positions are trained where texts are short too.
+    far positions are trained where texts are short too; mapped from a file in `folder`, where one is given.
 
     Raises:
         DataError: the corpus cannot be read, or all of it does not fill one row.
     """
-    characters, ids = 0, list[int]()
+    characters, size_bytes, ids = 0, 0, list[int]()
     for texts in read_texts(path, report, say(zh=f"編碼 {path.stem}", en=f"encoding {path.stem}")):
         characters += sum(map(len, texts))
+        size_bytes += sum(len(text.encode()) for text in texts)
         for text in tokenizer.encode_batch(texts):
             ids += [tokenizer.bos_id, *text, tokenizer.end_id]
     if len(ids) <= context:
@@ -124,7 +126,8 @@ def long_rows(path: Path, tokenizer: Tokenizer, context: int, report: Reporter) 
             )
         )
     pieces = split_long((ids, [True] * len(ids)), context)
-    return Rows(pack([piece for piece in pieces if len(piece[0]) == context + 1], context), characters / len(ids))
+    packed = pack([piece for piece in pieces if len(piece[0]) == context + 1], context, folder=folder)
+    return Rows(packed, characters / len(ids), size_bytes / len(ids))
 
 
 def doublings(known: int, context: int) -> list[int]:
@@ -145,9 +148,9 @@ def by_position(
         within_NT = (positions_NT >= start) & (positions_NT < stop)
         targets_NT = np.where(within_NT, rows.packed.targets_NT, IGNORED)
         part = replace(rows, packed=replace(rows.packed, targets_NT=targets_NT))
-        with torch.no_grad():
+        with torch.no_grad(), placed(model, choose(config.device)):
             nats = mean_loss(measure, model.eval(), part, config.batch)
-        (bits,) = bits_of(nats, rows.characters_per_token).values()
+        bits = bits_of(nats, rows)["bits_per_character"]
         summary[f"bits_per_character_at_{start}_{stop}_{when}"] = round(bits, 3)
     model.train()
     return summary

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from wenfang.core.forecast import Forecast
-from wenfang.core.hardware import detect, matmul_flops
+from wenfang.core.hardware import matmul_flops
 from wenfang.model.config import DecoderConfig
 from wenfang.model.parts import RetroConfig
 from wenfang.train.config import AdapterConfig, ExtendContextConfig, PretrainConfig, SftConfig, TrainConfig
@@ -60,9 +60,11 @@ def _shape(folder: Path) -> DecoderConfig:
 def _forecast(config: TrainConfig, shape: DecoderConfig, adapter: AdapterConfig | None = None) -> Forecast:
     """Memory by the plan of one step, with what a whole run has beside it; time by the arithmetic."""
     from wenfang.train.objective import activation_dtype
+    from wenfang.train.placement import choose, has_compiler, memory_bytes
     from wenfang.train.plan import plan_training
 
-    compiled = config.compile and detect().compiler
+    device = choose(config.device)
+    compiled = config.compile and has_compiler(device)
     plan = plan_training(
         shape,
         batch=config.batch,
@@ -80,8 +82,9 @@ def _forecast(config: TrainConfig, shape: DecoderConfig, adapter: AdapterConfig 
     sizes = {name: getattr(config, name, 0) for name in ("batch", "context", "layers", "dim")}
     return Forecast(
         lower=tuple(f"{name}={value}" for name, value in sizes.items() if value > 1),
-        seconds=COMPILE_S * compiled + flops / (EFFICIENCY * matmul_flops()),
+        seconds=COMPILE_S * compiled + flops / (EFFICIENCY * matmul_flops(device=str(device))),
         memory_bytes=plan.memory_bytes + checkpoint + summed + READING_BYTES,
+        limit_bytes=memory_bytes(device),
         disk_bytes=4 * shape.parameters + checkpoint * (config.keep_checkpoints + 2),
     )
 

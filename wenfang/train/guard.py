@@ -78,6 +78,6 @@ class Guard:
         step = self._progress.step + 1
         path = self._folder / f"step-{step:08}.safetensors"
         names = batches[0].tensors
-        tensors = {name: torch.cat([batch.tensors[name] for batch in batches]) for name in names}
+        tensors = {name: torch.cat([batch.tensors[name] for batch in batches]).cpu() for name in names}
         write_tensors(tensors, path, {"step": str(step), "loss": str(loss), "gradient_norm": str(norm)})
         return path

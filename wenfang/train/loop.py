@@ -1,15 +1,17 @@
 """The training loop: accumulation, optimiser, schedule, checkpoints and reporting, the same for every objective."""
 
+import contextlib
 import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from wenfang.core.allocator import keep_freed_memory
 from wenfang.core.artifact import Summary
-from wenfang.core.hardware import detect, matmul_flops
+from wenfang.core.hardware import matmul_flops
 from wenfang.core.language import say
 from wenfang.core.report import Reporter, Track
 from wenfang.model import Decoder
@@ -18,11 +20,14 @@ from wenfang.train.config import TrainConfig
 from wenfang.train.dropout import add_dropout
 from wenfang.train.guard import Guard
 from wenfang.train.interruption import Interruption
+from wenfang.train.loader import Loader
+from wenfang.train.loader import placed as on_device
 from wenfang.train.meter import Meter, bits_of
 from wenfang.train.objective import Batch, Dataset, Objective, Task, activation_dtype
 from wenfang.train.optimizer import clip_gradients, make_optimizers
 from wenfang.train.packing import batch_rows
 from wenfang.train.parallel import ALONE, Workers, join
+from wenfang.train.placement import choose, has_compiler, peak_bytes, placed
 from wenfang.train.recompute import recompute_blocks
 from wenfang.train.schedule import rate, set_rate
 from wenfang.train.sharding import fill, rest, sharded
@@ -39,30 +44,31 @@ def train(model: Decoder, task: Task, config: TrainConfig, out: Path, report: Re
     running step, with its state saved. Under torchrun the processes share each batch (`parallel`).
 
     Raises:
-        InputError: a batch has fewer rows than there are processes.
+        InputError: a batch has fewer rows than there are processes, or the device asked for is not there.
         WenfangError: the loss stopped being a number, or another process ended.
         ModelError: the checkpoint in `out` is of another architecture.
         OSError: a checkpoint cannot be written; those before it are untouched.
     """
     keep_freed_memory()
-    run = _Run(model, task, config, out, report)
-    try:
+    device = choose(config.device)
+    with placed(model, device), contextlib.closing(_Run(model, task, config, out, report, device)) as run:
         run.resume()
         with report.track(label, config.steps) as track, Interruption() as interruption:
             run.train(track, interruption)
         return run.finish()
-    finally:
-        run.checkpoints.close()
 
 
 class _Run:
     """One training run between its first and its last step."""
 
-    def __init__(self, model: Decoder, task: Task, config: TrainConfig, out: Path, report: Reporter) -> None:
+    def __init__(
+        self, model: Decoder, task: Task, config: TrainConfig, out: Path, report: Reporter, device: torch.device
+    ) -> None:
         self._model, self._task, self._config, self._report = model, task, config, report
+        self._device = device
         self._workers = join()
         self._workers.check_batch(config.batch)
-        self._compiled = _can_compile(config, report)
+        self._compiled = _can_compile(config, device, report)
         if config.dropout:
             add_dropout(model, config.dropout)
         if config.recompute:
@@ -74,15 +80,21 @@ class _Run:
         self._objective = self._prepare(task.objective)
         self._measure = self._objective if task.measure == task.objective else self._prepare(task.measure)
         self._optimizers = make_optimizers(self._model, config.optimizer)
-        self.checkpoints = Checkpoints(
+        self._loader = Loader(self._batches, device)
+        self._checkpoints = Checkpoints(
             out, self._model, self._optimizers, keep=config.keep_checkpoints, report=report, workers=self._workers
         )
         self._out = out
         self._progress = Progress()
 
+    def close(self) -> None:
+        """End the threads that make batches and write checkpoints."""
+        self._loader.close()
+        self._checkpoints.close()
+
     def resume(self) -> None:
         """Go back to the newest checkpoint, if any."""
-        self._progress = self.checkpoints.load()
+        self._progress = self._checkpoints.load()
         step = self._progress.step
         if step:
             self._report.notice(say(zh=f"從第 {step} 步接續", en=f"resuming from step {step}"))
@@ -91,8 +103,11 @@ class _Run:
         flops = self._model.config.training_flops(
             self._config.batch * self._config.accumulate * self._config.context, self._config.context
         )
-        (peak,) = self._workers.sums([matmul_flops(str(activation_dtype(self._config)).removeprefix("torch."))])
-        self._meter = Meter(flops, peak, self._task.training.characters_per_token, self._progress.losses)
+        dtype = str(activation_dtype(self._config)).removeprefix("torch.")
+        (peak,) = self._workers.sums([matmul_flops(dtype, str(self._device))])
+        self._meter = Meter(
+            flops, peak, self._task.training, self._progress.losses, memory=lambda: peak_bytes(self._device)
+        )
 
     def train(self, track: Track, interruption: Interruption) -> None:
         """Every step that is left."""
@@ -107,16 +122,16 @@ class _Run:
                 self._log()
             improved = self._due() and self._validate()
             interruption.hold()
-            self.checkpoints.check()
+            self._checkpoints.check()
             late = self._workers.first and time.monotonic() - saved >= config.checkpoint_every_s
             stops, due = self._workers.sums([interruption.pending is not None, late])
             if stops:
-                self.checkpoints.save(progress, wait=True)
+                self._checkpoints.save(progress, wait=True)
                 self._workers.any(False)  # None leaves before the state is on the disk.
                 interruption.pending = interruption.pending or signal.SIGTERM  # Another process's signal is ours.
                 interruption.deliver()
             elif (improved and progress.step < config.steps) or due:
-                self.checkpoints.save(progress)
+                self._checkpoints.save(progress)
                 saved = time.monotonic()
 
     def finish(self) -> Summary:
@@ -124,13 +139,13 @@ class _Run:
         progress, config = self._progress, self._config
         nats, summary = progress.validation_loss, self._meter.summary()
         if config.patience:
-            if progress.best_step != progress.step and self.checkpoints.load_best(progress):
+            if progress.best_step != progress.step and self._checkpoints.load_best(progress):
                 nats = progress.best_loss
             summary["best_step"] = progress.best_step
         if progress.skipped:
             summary["skipped_steps"] = progress.skipped
         rows = progress.step * config.batch * config.accumulate
-        self.checkpoints.drop()
+        self._checkpoints.drop()
         if self._shards:
             fill(self._trained, self._model)
         return summary | {
@@ -148,20 +163,21 @@ class _Run:
         set_rate(self._optimizers, rate(progress.step, config.steps, config.optimizer))
         # Whatever is drawn in a step depends on its number alone, so that a resumed run draws the same.
         torch.manual_seed(config.seed * 1_000_003 + progress.step + (self._workers.rank << 40))
-        batches = self._batches()
+        batches = self._loader.take(progress.step)
         count, tokens = self._workers.sums([sum(batch.count for batch in batches), sum(b.tokens for b in batches)])
         count = max(count, 1)
-        loss, metrics = 0.0, dict[str, float]()
+        losses, metrics = list[Tensor](), dict[str, list[Tensor]]()
         for batch in batches:
             total, sums = self._objective(self._model, **batch.tensors)
             mean = total / count
             mean.backward()
-            loss += float(mean.detach())
+            losses.append(mean.detach())
             for name, value in sums.items():
-                metrics[name] = metrics.get(name, 0.0) + float(value) / count
+                metrics.setdefault(name, []).append(value / count)
         self._workers.add_gradients(self._model)
-        loss, *values = self._workers.sums([loss, *metrics.values()])
-        metrics = dict(zip(metrics, values, strict=True))
+        # Reading a number waits for the device, so all are read once everything is under way.
+        loss, *means = self._workers.sums([sum(map(float, values)) for values in (losses, *metrics.values())])
+        named = dict(zip(metrics, means, strict=True))
         norm = clip_gradients(self._model, config.optimizer.clip)
         applied = self._guard.allows(loss, norm, batches)
         for optimizer in self._optimizers:
@@ -172,13 +188,13 @@ class _Run:
             self._meter.restart()
             return say(zh="略過", en="skipped")
         self._model.rebalance_experts()
-        progress.seconds += self._meter.add(loss, metrics, int(tokens))
+        progress.seconds += self._meter.add(loss, named, int(tokens), waited_s=self._loader.waited_s)
         return self._meter.note()
 
-    def _batches(self) -> Sequence[Batch]:
-        """What the step learns from: `accumulate` batches that are together one larger one."""
+    def _batches(self, step: int) -> Sequence[Batch]:
+        """What a step learns from: `accumulate` batches that are together one larger one."""
         config, data = self._config, self._task.training
-        rows = batch_rows(len(data), config.batch * config.accumulate, self._progress.step, config.seed)
+        rows = batch_rows(len(data), config.batch * config.accumulate, step, config.seed)
         return [data.batch(self._workers.share(part)) for part in rows.reshape(config.accumulate, config.batch)]
 
     def _log(self) -> None:
@@ -202,7 +218,7 @@ class _Run:
             )
         rest(self._model)
         self._model.train()
-        bits = bits_of(nats, data.characters_per_token)
+        bits = bits_of(nats, data)
         named = {f"validation_{name}": value for name, value in ({"loss": nats} | bits).items()}
         self._report.metric(step=progress.step, **named)
         self._meter.restart()
@@ -218,23 +234,32 @@ class _Run:
 
 
 def mean_loss(measure: Objective, model: Decoder, data: Dataset, batch: int, *, workers: Workers = ALONE) -> float:
-    """Mean loss on a fixed sample of rows, which `workers` share."""
-    total, count = 0.0, 0
+    """Mean loss on a fixed sample of rows, which `workers` share, where the model is."""
+    total, count, device = 0.0, 0, model.embed_tokens.weight.device
     # With gradients on, this is the graph already compiled for training; without, a second compilation.
     for number in range(VALIDATION_BATCHES):
-        rows = data.batch(workers.share(batch_rows(len(data), batch, number, seed=0)))
+        rows = on_device(data.batch(workers.share(batch_rows(len(data), batch, number, seed=0))), device)
         total, count = total + float(measure(model, **rows.tensors).total.detach()), count + rows.count
     total, whole = workers.sums([total, count])
     return total / max(whole, 1)
 
 
-def _can_compile(config: TrainConfig, report: Reporter) -> bool:
+def _can_compile(config: TrainConfig, device: torch.device, report: Reporter) -> bool:
     """Whether to compile the step; told where it was asked for and cannot be had."""
-    if config.compile and not detect().compiler:
-        report.warn(
-            say(
-                zh="找不到 C++ 編譯器，改以未編譯方式訓練，約慢一半。安裝 g++ 可加速。",
-                en="No C++ compiler found; training uncompiled, about half as fast. Install g++ to speed it up.",
-            )
-        )
-    return config.compile and detect().compiler
+    if not config.compile or has_compiler(device):
+        return config.compile
+    advice = {
+        "cpu": say(
+            zh="找不到 C++ 編譯器，改以未編譯方式訓練，約慢一半。安裝 g++ 可加速。",
+            en="No C++ compiler found; training uncompiled, about half as fast. Install g++ to speed it up.",
+        ),
+        "cuda": say(
+            zh="找不到 Triton，改以未編譯方式訓練，會慢得多。請安裝 triton。",
+            en="Triton is not installed; training uncompiled, much slower. Install triton to speed it up.",
+        ),
+    }
+    unknown = say(
+        zh=f"在 {device.type} 上以未編譯方式訓練。", en=f"Training uncompiled, as is the only way on {device.type}."
+    )
+    report.warn(advice.get(device.type, unknown))
+    return False

@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wenfang.core.hardware import detect
 from wenfang.model import Decoder
 from wenfang.train.config import TrainConfig
 from wenfang.train.loss import cross_entropy_sum
 from wenfang.train.packing import IGNORED, Packed
+from wenfang.train.placement import choose, native_bf16
 
 RowNumbers = NDArray[np.int64]
 
@@ -40,6 +40,10 @@ class Dataset(Protocol):
     @property
     def characters_per_token(self) -> float | None:
         """Text behind each unit of `Batch.count`; None where the loss is not in nats per token."""
+
+    @property
+    def bytes_per_token(self) -> float | None:
+        """The same text in bytes of UTF-8."""
 
     def __len__(self) -> int:
         """Number of rows, which is one epoch."""
@@ -77,10 +81,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Rows:
-    """Packed documents as a data set; `characters_per_token` is the mean over the learned tokens."""
+    """Packed documents as a data set; characters and bytes are means over the learned tokens."""
 
     packed: Packed
     characters_per_token: float
+    bytes_per_token: float | None = None
 
     def __len__(self) -> int:
         return len(self.packed)
@@ -132,6 +137,11 @@ def next_token(training: Rows, validation: Rows, config: TrainConfig) -> Task:
 
 
 def activation_dtype(config: TrainConfig) -> torch.dtype:
-    """The arithmetic of a run; `auto` is bfloat16 where the processor multiplies it natively."""
-    name = config.dtype if config.dtype != "auto" else ("bfloat16" if detect().bf16 else "float32")
-    return torch.bfloat16 if name == "bfloat16" else torch.float32
+    """The arithmetic of a run; `auto` is bfloat16 where the hardware multiplies it natively.
+
+    Raises:
+        InputError: the device asked for is not there.
+    """
+    if config.dtype == "auto":
+        return torch.bfloat16 if native_bf16(choose(config.device)) else torch.float32
+    return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32

@@ -1,15 +1,24 @@
 """Documents into rows of fixed length, best fit first, so that almost no position is wasted."""
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wenfang.core.language import say
+from wenfang.core.report import Reporter
+
 IGNORED = -100
 """Target value that takes no part in the loss (the convention of PyTorch's cross-entropy)."""
 
-Document = tuple[list[int], list[bool]]
+WRITTEN_AT_ONCE = 4096
+"""Rows."""
+
+Document = tuple[Sequence[int] | NDArray[np.int32], Sequence[bool] | NDArray[np.bool_]]
 """Token ids, and for each whether predicting it enters the loss."""
 
 
@@ -65,18 +74,22 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return bins
 
 
-def pack(documents: Sequence[Document], context: int) -> Packed:
+def pack(documents: Sequence[Document], context: int, *, folder: Path | None = None) -> Packed:
     """Pack documents of at most `context + 1` tokens into rows of `context` positions.
 
     A document of n tokens takes n − 1 positions, so no position ever predicts across a border.
+
+    Args:
+        folder: where given, rows are mapped from a nameless file there, so that they take memory only while they are
+            read; the file ends with the process.
     """
     rows = best_fit([len(ids) - 1 for ids, _ in documents], context)
     shape = (len(rows), context)
     packed = Packed(
-        ids_NT=np.zeros(shape, np.int32),
-        targets_NT=np.full(shape, IGNORED, np.int32),
-        documents_NT=np.full(shape, -1, np.int16),
-        positions_NT=np.zeros(shape, np.int16),
+        ids_NT=_filled(shape, np.int32, 0, folder),
+        targets_NT=_filled(shape, np.int32, IGNORED, folder),
+        documents_NT=_filled(shape, np.int16, -1, folder),
+        positions_NT=_filled(shape, np.int16, 0, folder),
     )
     for row, members in enumerate(rows):
         start = 0
@@ -89,6 +102,33 @@ def pack(documents: Sequence[Document], context: int) -> Packed:
             packed.positions_NT[row, start:stop] = np.arange(stop - start)
             start = stop
     return packed
+
+
+def _filled(shape: tuple[int, int], dtype: type[np.signedinteger], value: int, folder: Path | None) -> NDArray[Any]:
+    """An array in memory, or in a file without a name.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    if folder is None:
+        return np.full(shape, value, dtype)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        # Written, as a hole in a mapped file on a full disk would end the process without a word.
+        for start in range(0, shape[0], WRITTEN_AT_ONCE):
+            file.write(np.full((min(WRITTEN_AT_ONCE, shape[0] - start), shape[1]), value, dtype).tobytes())
+        file.flush()
+        return np.memmap(file, dtype, mode="r+", shape=shape)
+
+
+def tell_waste(packed: Packed, report: Reporter) -> None:
+    """Say how many rows there are and how much of them is padding."""
+    N, T = packed.ids_NT.shape
+    report.notice(
+        say(
+            zh=f"裝成 {N:,} 列，每列 {T} 個 token，{packed.waste:.1%} 是填充",
+            en=f"packed into {N:,} rows of {T} tokens, {packed.waste:.1%} of them padding",
+        )
+    )
 
 
 def split_long(document: Document, context: int) -> list[Document]:

@@ -129,7 +129,8 @@ def join() -> Workers:
         return ALONE
     if not dist.is_initialized():
         with _told():
-            dist.init_process_group("gloo")
+            # Numbers of the loop go between processors, gradients between where they are.
+            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     return Workers(rank(), size)
 
 

@@ -17,8 +17,10 @@ from wenfang.tokenizer import Tokenizer
 from wenfang.train.card import model_card
 from wenfang.train.config import PretrainConfig
 from wenfang.train.loop import mean_loss, train
+from wenfang.train.meter import bits_of
 from wenfang.train.objective import Dataset, NextToken, Objective, Rows, Task, activation_dtype, next_token
-from wenfang.train.packing import IGNORED
+from wenfang.train.packing import IGNORED, tell_waste
+from wenfang.train.placement import choose, placed
 from wenfang.train.realm import MarginalLikelihood, continuations
 from wenfang.train.retrieval import look_up, open_index, read_pieces, retro_config, with_retrieval
 from wenfang.train.vocabulary import adopt_vocabulary
@@ -36,7 +38,7 @@ def run(config: PretrainConfig, out: Path, report: Reporter) -> Summary:
     assert vocabulary is not None  # The config has seen to it.
     tokenizer = Tokenizer.load(vocabulary)
     index = None if config.index is None else open_index(config.index, tokenizer)
-    task, blind = _task(config, tokenizer, index, report)
+    task, blind = _task(config, tokenizer, index, out, report)
     summary: Summary = {}
     torch.manual_seed(config.seed)
     if config.model is None:
@@ -50,6 +52,8 @@ def run(config: PretrainConfig, out: Path, report: Reporter) -> Summary:
     if index is not None and config.retrieval.method == "retro":
         model = with_retrieval(model, retro_config(config.retrieval, index.chunk))
     summary["parameters"] = model.config.parameters
+    if isinstance(task.training, Rows):
+        summary["packing_waste"] = round(task.training.packed.waste, 4)
     summary |= train(model, task, config, out, report, label=say(zh="預訓練", en="pretraining"))
     summary["bits_per_character"] = _bits(float(summary["validation_loss"]), task.validation)
     if index is not None:
@@ -70,14 +74,15 @@ def run(config: PretrainConfig, out: Path, report: Reporter) -> Summary:
 
 
 def _task(
-    config: PretrainConfig, tokenizer: Tokenizer, index: ChunkIndex | None, report: Reporter
+    config: PretrainConfig, tokenizer: Tokenizer, index: ChunkIndex | None, out: Path, report: Reporter
 ) -> tuple[Task, Dataset]:
     """What is learned, and the validation data without neighbours."""
     pieces = [
         read_pieces(config.corpus / f"{split}.parquet", tokenizer, config.context, report)
         for split in ("train", "validation")
     ]
-    training, validation = (side.rows(config.context) for side in pieces)
+    training, validation = (side.rows(config.context, folder=out) for side in pieces)
+    tell_waste(training.packed, report)
     if index is not None and config.retrieval.method == "realm":
         read, held_out = (continuations(side, index, config.retrieval.neighbours, report) for side in pieces)
         marginal = MarginalLikelihood(activation_dtype(config))
@@ -100,8 +105,15 @@ def mix(new: Rows, old: Rows, *, share: float, seed: int) -> Rows:
     )
     packed = old.packed.take(drawn[:wanted])
     tokens_new, tokens_old = ((p.targets_NT != IGNORED).sum() for p in (new.packed, packed))
-    characters = new.characters_per_token * tokens_new + old.characters_per_token * tokens_old
-    return Rows(new.packed.joined(packed), float(characters / (tokens_new + tokens_old)))
+
+    def mean(of_new: float, of_old: float) -> float:
+        return float((of_new * tokens_new + of_old * tokens_old) / (tokens_new + tokens_old))
+
+    return Rows(
+        new.packed.joined(packed),
+        mean(new.characters_per_token, old.characters_per_token),
+        mean(new.bytes_per_token or math.nan, old.bytes_per_token or math.nan),
+    )
 
 
 def check_fit(config: PretrainConfig, model: Decoder, tokenizer: Tokenizer) -> None:
@@ -144,7 +156,7 @@ def _knowledge(
 
 def _measure(model: Decoder, measure: Objective, data: Dataset, config: PretrainConfig) -> float:
     """Mean nats on a sample of rows, without dropout."""
-    with torch.no_grad():
+    with torch.no_grad(), placed(model, choose(config.device)):
         nats = mean_loss(measure, model.eval(), data, config.batch)
     model.train()
     return nats
@@ -152,8 +164,7 @@ def _measure(model: Decoder, measure: Objective, data: Dataset, config: Pretrain
 
 def _bits(nats: float, data: Dataset) -> float:
     """Bits per character, rounded for people."""
-    assert data.characters_per_token is not None  # Text is behind every data set here.
-    return round(nats / math.log(2) / data.characters_per_token, 3)
+    return round(bits_of(nats, data)["bits_per_character"], 3)
 
 
 def decoder_config(config: PretrainConfig, vocab_size: int) -> DecoderConfig:

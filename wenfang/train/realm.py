@@ -77,6 +77,7 @@ class Continuations:
     """−1 after the last token of a document."""
     found_PK: Numbers
     characters_per_token: float
+    bytes_per_token: float | None = None
 
     def __len__(self) -> int:
         return len(self.ids_PM)
@@ -122,7 +123,7 @@ def continuations(pieces: Pieces, index: ChunkIndex, count: int, report: Reporte
     M = index.chunk
     read, following, keys = list[Sequence[int]](), list[Sequence[int]](), list[int]()
     for (ids, _), key in zip(pieces.documents, pieces.keys, strict=True):
-        chunks = list(cut(ids, M))
+        chunks = list(cut(list(ids), M))
         read += chunks[:-1]
         following += chunks[1:]
         keys += [key] * (len(chunks) - 1)
@@ -135,4 +136,6 @@ def continuations(pieces: Pieces, index: ChunkIndex, count: int, report: Reporte
         )
     ids_PM = padded(read, M)
     found_PK = index.find(ids_PM, np.array(keys), count, report)
-    return Continuations(index, ids_PM, padded(following, M), found_PK, pieces.characters_per_token)
+    return Continuations(
+        index, ids_PM, padded(following, M), found_PK, pieces.characters_per_token, pieces.bytes_per_token
+    )

@@ -1,7 +1,7 @@
 """Training with neighbours: each complete chunk of each document brings what an index found for it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, takewhile
 from pathlib import Path
 
@@ -31,10 +31,11 @@ class Pieces:
     keys: list[int]
     """The text that each is a piece of, by `document_key`."""
     characters_per_token: float
+    bytes_per_token: float | None = None
 
-    def rows(self, context: int) -> Rows:
-        """Packed for plain training."""
-        return Rows(pack(self.documents, context), self.characters_per_token)
+    def rows(self, context: int, *, folder: Path | None = None) -> Rows:
+        """Packed for plain training; mapped from a file in `folder`, where one is given."""
+        return Rows(pack(self.documents, context, folder=folder), self.characters_per_token, self.bytes_per_token)
 
     def first(self, tokens: int) -> "Pieces":
         """The first pieces, as many as have `tokens` together, or all."""
@@ -48,15 +49,17 @@ def read_pieces(
 ) -> Pieces:
     """Tokenise one split: `<|bos|>` text `<|end|>`, longer documents cut into rows of `context`. What `size` says of a
     text counts as its characters."""
-    characters, documents, keys = 0, list[Document](), list[int]()
+    characters, size_bytes, documents, keys = 0, 0, list[Document](), list[int]()
     for texts in read_texts(path, report, say(zh=f"編碼 {path.stem}", en=f"encoding {path.stem}")):
         characters += sum(map(size, texts))
+        size_bytes += sum(len(text.encode()) for text in texts)
         for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
-            whole = [tokenizer.bos_id, *ids, tokenizer.end_id]
-            pieces = split_long((whole, [True] * len(whole)), context)
+            whole = np.array([tokenizer.bos_id, *ids, tokenizer.end_id], np.int32)  # A ninth of a list's memory.
+            pieces = split_long((whole, np.broadcast_to(True, len(whole))), context)
             documents += pieces
             keys += [document_key(text)] * len(pieces)
-    return Pieces(documents, keys, characters / sum(len(ids) - 1 for ids, _ in documents))
+    tokens = sum(len(ids) - 1 for ids, _ in documents)
+    return Pieces(documents, keys, characters / tokens, size_bytes / tokens)
 
 
 def open_index(folder: Path, tokenizer: Tokenizer) -> ChunkIndex:
@@ -75,14 +78,14 @@ def open_index(folder: Path, tokenizer: Tokenizer) -> ChunkIndex:
 class RetrievedRows(Rows):
     """Packed documents with the neighbours of their chunks."""
 
-    index: ChunkIndex
-    found_NSK: Numbers
+    index: ChunkIndex = field(kw_only=True)
+    found_NSK: Numbers = field(kw_only=True)
     """Of each row, for each of its complete chunks in order, the numbers of its neighbours; −1 for none."""
 
     @property
     def plain(self) -> Rows:
         """The same rows without neighbours."""
-        return Rows(self.packed, self.characters_per_token)
+        return Rows(self.packed, self.characters_per_token, self.bytes_per_token)
 
     def nearest(self, count: int) -> "RetrievedRows":
         """The same rows with the nearest `count` neighbours of each chunk."""
@@ -102,7 +105,7 @@ def look_up(pieces: Pieces, context: int, index: ChunkIndex, count: int, report:
     for row, members in enumerate(best_fit([len(ids) - 1 for ids, _ in pieces.documents], context)):
         ordered = 0
         for member in members:
-            for chunk in cut(pieces.documents[member][0][:-1], M):
+            for chunk in cut(list(pieces.documents[member][0][:-1]), M):
                 if len(chunk) == M:
                     chunks.append(chunk)
                     keys.append(pieces.keys[member])
@@ -111,7 +114,7 @@ def look_up(pieces: Pieces, context: int, index: ChunkIndex, count: int, report:
     if chunks:
         row_Q, set_Q = np.array(places).T
         found_NSK[row_Q, set_Q] = index.find(padded(chunks, M), np.array(keys), count, report)
-    return RetrievedRows(rows.packed, rows.characters_per_token, index, found_NSK)
+    return RetrievedRows(rows.packed, rows.characters_per_token, rows.bytes_per_token, index=index, found_NSK=found_NSK)
 
 
 def retro_config(config: RetrievalConfig, chunk: int) -> RetroConfig:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from wenfang.core.artifact import Summary, check_artifact
@@ -19,7 +20,7 @@ from wenfang.train.card import model_card
 from wenfang.train.config import SftConfig
 from wenfang.train.loop import train
 from wenfang.train.objective import Rows, next_token
-from wenfang.train.packing import Document, pack
+from wenfang.train.packing import Document, pack, tell_waste
 from wenfang.train.peft import save_adapter, their_names
 
 
@@ -40,14 +41,16 @@ def run(config: SftConfig, out: Path, report: Reporter) -> Summary:
             )
         )
     tokenizer = Tokenizer.load(config.model, model_vocab_size=architecture.vocab_size)
-    training = _rows(config.conversations / "train.jsonl", tokenizer, config, report)
-    validation = _rows(config.conversations / "validation.jsonl", tokenizer, config, report)
+    training = _rows(config.conversations / "train.jsonl", tokenizer, config, report, folder=out)
+    validation = _rows(config.conversations / "validation.jsonl", tokenizer, config, report, folder=out)
+    tell_waste(training.packed, report)
     model = load_model(config.model)
     task = next_token(training, validation, config)
     torch.manual_seed(config.seed)
     adapt(model, config.adapter)
     their_names(model)  # Refuse now what could not be written after hours of training.
-    summary = train(model, task, config, out, report, label=say(zh="對話微調", en="fine-tuning"))
+    summary: Summary = {"packing_waste": round(training.packed.waste, 4)}
+    summary |= train(model, task, config, out, report, label=say(zh="對話微調", en="fine-tuning"))
     if config.adapter.method != "full":
         save_adapter(model, out / "adapter", config.adapter, base=config.model)
     with merged(model):
@@ -109,9 +112,9 @@ def _not_messages(path: Path, number: int, found: str) -> DataError:
     )
 
 
-def _rows(path: Path, tokenizer: Tokenizer, config: SftConfig, report: Reporter) -> Rows:
+def _rows(path: Path, tokenizer: Tokenizer, config: SftConfig, report: Reporter, *, folder: Path | None = None) -> Rows:
     """Tokenise and pack one split; the loss counts what the assistant says, its end token included."""
-    characters, too_long, silent, documents = 0, 0, 0, list[Document]()
+    said_texts, too_long, silent, documents = list[str](), 0, 0, list[Document]()
     for number, conversation in read_conversations(path):
         try:
             pairs = tokenizer.chat_with_mask(conversation.messages, tools=conversation.tools)
@@ -125,8 +128,8 @@ def _rows(path: Path, tokenizer: Tokenizer, config: SftConfig, report: Reporter)
                 continue
         ids, said = zip(*pairs[: config.context + 1], strict=True)
         if any(said[1:]):
-            documents.append((list(ids), list(said)))
-            characters += sum(len(m["content"] or "") for m in conversation.messages if m["role"] == "assistant")
+            documents.append((np.array(ids, np.int32), np.array(said)))
+            said_texts += [m["content"] or "" for m in conversation.messages if m["role"] == "assistant"]
         else:  # A row of such documents alone would have nothing to average over.
             silent += 1
     _tell(path, config, report, too_long, silent)
@@ -135,7 +138,8 @@ def _rows(path: Path, tokenizer: Tokenizer, config: SftConfig, report: Reporter)
             say(zh=f"{str(path)!r} 沒有可學的對話。", en=f"{str(path)!r} holds no conversation to learn from.")
         )
     learned = sum(sum(said[1:]) for _, said in documents)
-    return Rows(pack(documents, config.context), characters / learned)
+    characters, size_bytes = sum(map(len, said_texts)), sum(len(text.encode()) for text in said_texts)
+    return Rows(pack(documents, config.context, folder=folder), characters / learned, size_bytes / learned)
 
 
 def _too_long(path: Path, number: int, tokens: int, context: int) -> DataError:

@@ -1,0 +1,85 @@
+"""Training elsewhere than on the processor, as far as a machine without a GPU can tell."""
+
+import pytest
+import torch
+
+from wenfang.core.errors import InputError
+from wenfang.model import Decoder, DecoderConfig
+from wenfang.model.memory import AttentionSpec, Sight, attention_products
+from wenfang.model.parts import MlaConfig, MoeConfig
+from wenfang.train import flex, placement
+from wenfang.train.loss import cross_entropy_sum
+from wenfang.train.placement import choose
+
+SHAPE = {"dim": 32, "layers": 2, "heads": 2, "kv_heads": 1, "head_dim": 16, "hidden": 24, "context": 16}
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(placement._THERE, "cuda", lambda: False)
+    with pytest.raises(InputError, match="device='cuda': this machine, or this build of torch, has none"):
+        choose("cuda")
+
+
+def test_each_process_needs_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(placement._THERE, "cuda", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    chosen = list[int]()
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert choose("auto") == torch.device("cuda", 1)
+    assert chosen == [1]
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(InputError, match="has 2 GPUs, none for process 3"):
+        choose("cuda")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"tie_embeddings": True, "norm": "layer", "absolute_positions": "learned", "ropes": (None,)},
+        {"alibi": True, "ropes": (None,)},
+        {"windows": (4, None), "attention_softcap": 20.0, "logit_softcap": 30.0},
+        {"moe": MoeConfig(experts=4, active=2, hidden=16)},
+        {"mla": MlaConfig(kv_rank=16, rope_dim=8, value_dim=16), "kv_heads": 2},
+        {"ahead": 1},
+    ],
+    ids=str,
+)
+def test_a_step_keeps_to_the_device_of_its_weights(changes: dict[str, object]) -> None:
+    """Tensors of the device `meta` refuse to meet those of the processor, as a GPU's would."""
+    with torch.device("meta"):
+        model = Decoder(DecoderConfig(vocab_size=50, **(SHAPE | changes)))
+    ids_BT = torch.zeros(2, 16, dtype=torch.long, device="meta")
+    nats = cross_entropy_sum(model, ids_BT, ids_BT, ids_BT, ids_BT, torch.bfloat16, label_smoothing=0.1, z_loss=0.1)
+    nats.backward()
+    assert all(w.grad is None or w.grad.device == w.device for w in model.parameters())
+
+
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flex, "_compiled", lambda function: function)
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("window", [None, 5])
+def test_flex_attention_sees_what_plain_products_see(window: int | None) -> None:
+    torch.manual_seed(0)
+    B, H, G, T, K = 2, 4, 2, 300, 16
+    q, k, v = torch.randn(B, H, T, K), torch.randn(B, G, T, K), torch.randn(B, G, T, K)
+    documents_BT = torch.randint(0, 2, (B, T)).cumsum(1)
+    indices_1T = torch.arange(T)[None]
+    spec = AttentionSpec(scale=0.3, window=window)
+    sight = Sight(indices_1T, indices_1T, allowed_BTS=documents_BT[:, :, None] == documents_BT[:, None, :])
+    expected = attention_products(q, k, v, sight.bias(spec, q.dtype), spec)
+    mask = flex.block_mask(documents_BT, window)
+    torch.testing.assert_close(flex.attention(q, k, v, mask, 0.3), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_flex_attention_computes_no_block_of_other_documents() -> None:
+    T = 1024
+    alone = flex.block_mask(torch.arange(T)[None] // 128, None)
+    together = flex.block_mask(torch.zeros(1, T, dtype=torch.long), None)
+    assert alone.sparsity() == pytest.approx(100 * (1 - 8 / 64))
+    assert together.sparsity() == pytest.approx(100 * (1 - 36 / 64))
