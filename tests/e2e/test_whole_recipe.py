@@ -40,7 +40,9 @@ def test_raw_verse_in_a_poet_out(finished: Finished) -> None:
 def test_progress_is_told_with_figures(finished: Finished) -> None:
     for number, name in enumerate(STAGES, start=1):
         assert f"[{number}/6] {name} (" in finished.stderr
-    assert re.search(r"pretraining 60/60 loss [\d.]+ · [\d.]+ bits/char · [\d,]+ tokens/s", finished.stderr)
+    assert re.search(
+        r"pretraining 60/60 loss [\d.]+ · [\d.]+ bits/byte · [\d.]+ bits/char · [\d,]+ tokens/s", finished.stderr
+    )
     steps = [json.loads(line) for line in (finished.output("sft") / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in steps if "loss" in line] == [10, 20, 30, 40, 50, 60]
 

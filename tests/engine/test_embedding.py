@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from idle import wait_idle
 
 from wenfang.core.errors import InputError
 from wenfang.model.memory import Memory
@@ -17,6 +18,7 @@ def test_an_embedding_is_the_normalised_mean_of_the_final_states(engine, model) 
         torch.testing.assert_close(
             torch.tensor(vector, dtype=torch.float64), mean_D / mean_D.norm(), atol=1e-5, rtol=1e-4
         )
+    wait_idle(engine)
     assert engine.occupancy.held_blocks == 0
 
 

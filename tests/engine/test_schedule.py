@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from idle import wait_idle
 
 from wenfang.engine import Completion, Engine, SamplingParams
 from wenfang.engine import batch as batch_module
@@ -77,15 +78,6 @@ def assert_same(answer: Completion, alone: Completion, tolerance: float) -> None
     assert (answer.token_ids, answer.finish_reason) == (alone.token_ids, alone.finish_reason)
     for ours, theirs in zip(answer.logprobs, alone.logprobs, strict=True):
         assert ours.logprob == pytest.approx(theirs.logprob, abs=tolerance)
-
-
-def wait_idle(engine: Engine) -> None:
-    """Until the engine has nothing to do, and so has checked its books."""
-    while True:
-        with engine._changed:
-            if not (engine._scheduler.running or engine._scheduler.waiting):
-                engine._scheduler.check()
-                return
 
 
 MLA = MlaConfig(kv_rank=16, rope_dim=4, value_dim=8)

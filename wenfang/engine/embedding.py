@@ -31,4 +31,4 @@ class EmbeddingRequest(Request):
         self._tokens += len(hidden_TD)
         if self._tokens == len(self.prompt):
             self.finished = True
-            self.events.put(Delta("", "stop", 0))
+            self.tell(Delta("", "stop", 0))

@@ -117,7 +117,7 @@ class Engine:
         requests = [self._generation(prompt, params, adapter, offset=i) for i, prompt in enumerate(prompts)]
         self._submit(requests)
         streams = [Stream(request, self._cancel) for request in requests]
-        return [_completion(request, list(stream)) for request, stream in zip(requests, streams, strict=True)]
+        return [_completion(request, stream.rest()) for request, stream in zip(requests, streams, strict=True)]
 
     def search(self, prompt: Sequence[int], params: SearchParams, *, adapter: str | None = None) -> list[Completion]:
         """Look for the best continuations: beam search, diverse beams or contrastive search; best first.
@@ -133,7 +133,7 @@ class Engine:
         self._check_width(request, limit)
         self._submit([request])
         with Stream(request, self._cancel) as stream:
-            list(stream)
+            stream.rest()
         return [
             Completion(
                 continuation(self.tokenizer, prompt, found.token_ids),
@@ -174,7 +174,7 @@ class Engine:
         self._submit(requests)
         for request in requests:
             with Stream(request, self._cancel) as stream:
-                list(stream)
+                stream.rest()
         return [request.vector for request in requests]
 
     @property

@@ -1,6 +1,7 @@
 """What a caller has asked for, under way: its rows in the batch and what has been written."""
 
 import queue
+import threading
 from collections import Counter
 from itertools import takewhile
 from typing import Protocol
@@ -39,6 +40,8 @@ class Request:
         self.arrival = -1
         self.sequences = [Sequence(list(prompt), adapter=adapter)]
         self.events: queue.SimpleQueue[Delta | Exception] = queue.SimpleQueue()
+        self.settled = threading.Event()
+        """Nothing more will come."""
         self.cancelled = False
         self.finished = False
         self.cached_tokens: int | None = None
@@ -74,7 +77,13 @@ class Request:
     def fail(self, error: Exception) -> None:
         """Tell the caller that nothing more will come."""
         self.finished = True
-        self.events.put(error)
+        self.tell(error)
+
+    def tell(self, event: Delta | Exception) -> None:
+        """Put a piece, or what went wrong, before the caller; the last one once the request is finished."""
+        self.events.put(event)
+        if self.finished:
+            self.settled.set()
 
 
 class Generation(Request):
@@ -135,7 +144,7 @@ class Generation(Request):
         self._said.append(text)
         guesses = self.drafted, self.accepted
         cached = self.cached_tokens or 0
-        self.events.put(Delta(text, reason, len(self.written), logprobs, prompt_logprobs, *guesses, cached))
+        self.tell(Delta(text, reason, len(self.written), logprobs, prompt_logprobs, *guesses, cached))
 
     def check(self) -> None:
         """Validate the finished text."""
@@ -192,7 +201,7 @@ class SearchRequest(Request):
     def finish(self) -> None:
         """Tell the caller that the results are there."""
         self.finished = True
-        self.events.put(Delta("", "stop", 0))
+        self.tell(Delta("", "stop", 0))
 
     @property
     def _wants_prompt(self) -> bool:

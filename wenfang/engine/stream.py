@@ -36,13 +36,23 @@ class Stream:
             self._request.check()
         return item
 
+    def rest(self) -> list[Delta]:
+        """All pieces to the end. Waiting for each would take a processor from the engine at every token.
+
+        Raises:
+            WenfangError: as iteration.
+        """
+        self._request.settled.wait()
+        return list(self)
+
     def close(self) -> None:
         """Cancel what is not finished and free its place at once. May be called from any thread; one that waits for
         the next piece is told with a WenfangError."""
         if not self._ended:
             self._ended = True
             self._cancel(self._request)
-            self._request.events.put(WenfangError("cancelled"))  # Wakes a thread that waits for the next piece.
+            self._request.events.put(WenfangError("cancelled"))  # Wakes a thread that waits for the next piece,
+            self._request.settled.set()  # or for all of them.
 
     def __enter__(self) -> Self:
         return self
