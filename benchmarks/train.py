@@ -7,15 +7,17 @@
     .venv/bin/python benchmarks/train.py --device cuda --shape gpt2 --nanogpt …   GPT-2 of 124M on a GPU
 
 Every contender is the same shape, compiled, in bf16, with fp32 weights moved by fused AdamW, in a process of its own;
-one step of each is timed in turn, and medians are compared. Peers read rows of as many tokens without a document mask
-(which is less work than keeping documents apart), the same ones each time; Wenfang's come from a mapped file through
-the loader that training uses, and how long it waited for them is printed. `litgpt` takes part where it is installed and
-the shape has rotary positions.
+one step of each is timed in turn, and medians are compared. A step beside which other programs took more than a
+twentieth of the processor's time is taken again (on Linux, which tells). Peers read rows of as many tokens without a
+document mask (which is less work than keeping documents apart), the same ones each time; Wenfang's come from a mapped
+file through the loader that training uses, and how long it waited for them is printed. `litgpt` takes part where it is
+installed and the shape has rotary positions.
 """
 
 import argparse
 import importlib.util
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -61,6 +63,10 @@ SHAPES = {
 """Architecture and rows per step; `tiny` is for trying this file."""
 BF16_PEAK = 463e9
 """FLOP/s that two cores of AMD EPYC Zen 4 reach with `vdpbf16ps`; the distance to it is printed."""
+DISTURBED = 0.05
+"""Share of the processor's time from which on others disturb a step."""
+PATIENCE = 8
+"""Steps of a contender in a round before the least disturbed one has to do."""
 Loss = Callable[[], Tensor]
 """The mean loss of the next rows."""
 
@@ -188,10 +194,22 @@ def contend(name: str, arguments: argparse.Namespace) -> None:
         if line.strip() == "profile":
             print(json.dumps(profile(step)), flush=True)
             continue
-        start = time.perf_counter()
+        start, before, own = time.perf_counter(), busy_s(), time.process_time()
         step()
+        seconds, own = time.perf_counter() - start, time.process_time() - own
+        others = (busy_s() - before - own) / seconds / (os.cpu_count() or 1)
         waited = ours.loader.waited_s if ours else 0.0
-        print(json.dumps([time.perf_counter() - start, peak_bytes(device), waited]), flush=True)
+        print(json.dumps([seconds, peak_bytes(device), waited, others]), flush=True)
+
+
+def busy_s() -> float:
+    """Processor time that all programs together have taken so far; 0 where the system does not tell."""
+    try:
+        fields = Path("/proc/stat").read_text().split(maxsplit=9)[1:9]
+    except OSError:
+        return 0.0
+    user, nice, system, _idle, _waiting, *interrupts = map(int, fields)
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
 
 
 def profile(step: Callable[[], None]) -> dict[str, float]:
@@ -232,16 +250,18 @@ def main() -> None:
         answer(process)
     times: dict[str, list[float]] = {name: [] for name in names}
     memory: dict[str, int] = {}
-    waits = 0.0
+    waits, repeated = 0.0, 0
     for _ in range(arguments.rounds):
         for name, process in processes.items():
-            seconds, memory[name], waited = json.loads(ask(process, "step"))
+            seconds, memory[name], waited, disturbed = quiet_step(process)
             times[name].append(seconds)
-            waits += waited
+            waits += waited if name == "wenfang" else 0.0
+            repeated += disturbed
     parts = json.loads(ask(processes["wenfang"], "profile"))
     for process in processes.values():
         process.communicate()
     show(arguments, times, memory, parts)
+    print(f"steps taken again because other programs ran beside them: {repeated}")
     print(f"waiting for data: {waits / sum(times['wenfang']):.2%} of the time of wenfang's steps")
 
 
@@ -252,6 +272,16 @@ def peak_of(device: str) -> float:
     name = torch.cuda.get_device_name().lower() if device == "cuda" else device
     known = next((preset for key, preset in PRESETS.items() if key in name.replace(" ", "")), None)
     return known.flops("bfloat16") if known else matmul_flops("bfloat16", device)
+
+
+def quiet_step(process: subprocess.Popen[str]) -> tuple[float, int, float, int]:
+    """Seconds, peak memory and wait of a step that nothing disturbed, and how many were taken before it; the least
+    disturbed of them where there is none."""
+    steps = []
+    while not steps or (steps[-1][-1] > DISTURBED and len(steps) < PATIENCE):
+        steps.append(json.loads(ask(process, "step")))
+    seconds, memory, waited, _ = min(steps, key=lambda step: step[-1])
+    return seconds, memory, waited, len(steps) - 1
 
 
 def ask(process: subprocess.Popen[str], what: str) -> str:
