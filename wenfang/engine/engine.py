@@ -27,6 +27,7 @@ from wenfang.engine.text import TextStream, continuation
 from wenfang.grammar import GrammarCompiler
 from wenfang.model import Decoder, load_model
 from wenfang.model.quantized import Quantization, load_quantized
+from wenfang.native.threads import release_threads
 from wenfang.tokenizer import Tokenizer
 
 SearchParams = BeamParams | ContrastiveParams
@@ -73,6 +74,7 @@ class Engine:
         drafter = make_drafter(speculation, self._runner, blocks)
         self._batch = Batch(self._runner, self._scheduler, self._changed, drafter)
         self._closing = False
+        release_threads()  # The engine's thread has its own.
         self._thread = threading.Thread(target=self._run, name=f"engine-{name}", daemon=True)
         self._thread.start()
 
