@@ -13,8 +13,9 @@ run: $(VENV)/installed ## train the poet and open the studio at http://127.0.0.1
 	$(BIN)/wenfang studio runs/poet
 
 # Most tests are too small for two threads: two processes of one thread take half the time.
+test: export OMP_NUM_THREADS = 1
 test: $(VENV)/installed-test lint ## run the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/installed-test ## ruff, strict types, and which room may import which
 	$(BIN)/ruff check

@@ -45,7 +45,8 @@ def test_make_knows_its_targets_and_runs_commands_that_exist() -> None:
         )
         assert shown.returncode == 0, shown.stderr
         ran[target] = re.findall(r"^/nowhere/bin/(wenfang .*|python -m pytest.*)$", shown.stdout, flags=re.MULTILINE)
-    assert ran == {"run": ["wenfang run recipes/poet.yaml", "wenfang studio runs/poet"], "test": ["python -m pytest"]}
+    assert ran.pop("test") == ["python -m pytest -n 2 --dist loadfile"]
+    assert ran == {"run": ["wenfang run recipes/poet.yaml", "wenfang studio runs/poet"]}
     for command in ran["run"]:
         assert tuple(command.split()) in COMMANDS
 
