@@ -1,6 +1,8 @@
 """Curves as SVG files, for model cards and reports."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,12 +26,27 @@ class Panel:
     log_x: bool = False
 
 
-def write_plot(path: Path, panels: Sequence[Panel]) -> None:
-    """Draw the panels side by side. Text stays text, so that any font shows it; the same curves give the same file."""
+@contextmanager
+def svg_style(font_size: float) -> Iterator[None]:
+    """matplotlib's settings for SVG files: text stays text, so that any font shows it; the same content gives the same
+    file. Sizes are in points."""
     from matplotlib import rc_context
+
+    with (
+        warnings.catch_warnings(),
+        rc_context(
+            {"svg.fonttype": "none", "svg.hashsalt": "wenfang", "axes.spines.top": False, "font.size": font_size}
+        ),
+    ):
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # Whoever looks at it has the font.
+        yield
+
+
+def write_plot(path: Path, panels: Sequence[Panel]) -> None:
+    """Draw the panels side by side, as `svg_style` says."""
     from matplotlib.figure import Figure
 
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "wenfang", "axes.spines.top": False, "font.size": 9}):
+    with svg_style(9):
         figure = Figure(figsize=(4.8 * len(panels), 3.2), layout="constrained")
         for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             for curve in panel.curves:

@@ -1,6 +1,5 @@
 """The strategies' choices as one SVG: what each wrote, and how it changed the first token's probabilities."""
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from wenfang.core.language import say
+from wenfang.core.plot import svg_style
 from wenfang.engine.explain import Explanation
 from wenfang.tokenizer import Tokenizer
 
@@ -21,14 +21,12 @@ CELL_INCHES = 0.42
 
 
 def draw(path: Path, explanations: Sequence[Explanation], tokenizer: Tokenizer) -> None:
-    """Write the picture. Text stays text, so that any font shows it; the same choices give the same file."""
-    from matplotlib import rc_context
+    """Write the picture, as `svg_style` says."""
     from matplotlib.figure import Figure
 
     steps = max(len(found.steps) for found in explanations)
     height = CELL_INCHES * len(explanations)
-    with warnings.catch_warnings(), rc_context({"svg.fonttype": "none", "svg.hashsalt": "wenfang", "font.size": 8}):
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # Whoever looks at it has the font.
+    with svg_style(8):
         figure = Figure(figsize=(CELL_INCHES * (steps + COLUMNS) + 4, height + 1), layout="constrained")
         texts, first = figure.subplots(1, 2, width_ratios=[steps, COLUMNS])
         _draw_texts(texts, explanations, tokenizer, steps)
