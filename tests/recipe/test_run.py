@@ -283,8 +283,10 @@ class TestKilled:
         while len(self._steps()) < 1:
             time.sleep(0.005)
             assert first.poll() is None
+        first.send_signal(signal.SIGSTOP)  # On a busy machine it could end before the second one begins.
         second = self._start(path)
         _, said = second.communicate(timeout=60)
+        first.send_signal(signal.SIGCONT)
         assert second.returncode != 0
         assert b"Another wenfang is at work in 'runs/slow'" in said
         first.communicate(timeout=60)
