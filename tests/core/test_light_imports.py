@@ -34,30 +34,27 @@ print(*loaded(sys.argv[1:]))
 """
 
 
-def test_nothing_heavy_is_loaded_before_it_is_needed() -> None:
+def _printed(script: str, *arguments: str) -> str:
+    """What a script prints in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *(name for name in HEAVY if name != "tokenizers")],
+        [sys.executable, "-c", script, *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=True,
         timeout=60,
     )
-    assert done.stdout == "\n\n\n"
+    return done.stdout
+
+
+def test_nothing_heavy_is_loaded_before_it_is_needed() -> None:
+    assert _printed(SCRIPT, *(name for name in HEAVY if name != "tokenizers")) == "\n\n\n"
 
 
 def test_the_engine_does_not_load_the_compiler() -> None:
     """Which takes 1.5 s and 70 MB."""
     script = "import sys, wenfang.engine; print('torch' in sys.modules, 'torch._dynamo' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    assert done.stdout == "True False\n"
+    assert _printed(script) == "True False\n"
 
 
 def test_the_names_of_core_are_there_when_asked_for() -> None:

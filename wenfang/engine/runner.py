@@ -19,7 +19,6 @@ from wenfang.model.memory import Memory
 _PROBED_OUTPUTS = 2048
 """Wider weights behave as one this wide; trying the whole vocabulary would take seconds."""
 
-
 SHORT = 64
 """A part of a prompt up to this long is computed together with others: alone it would cost little less."""
 
@@ -68,8 +67,8 @@ class Runner:
     ) -> list[Tensor]:
         """Compiled code knows no adapters; rows without one take its way even beside others, so as to be the same."""
         states: dict[int, Tensor] = {}
-        compiled = [i for i, sequence in enumerate(sequences) if self._fused is not None and sequence.adapter is None]
-        others = [i for i in range(len(sequences)) if i not in set(compiled)]
+        fits = [self._fused is not None and sequence.adapter is None for sequence in sequences]
+        compiled, others = ([i for i, fit in enumerate(fits) if fit is wanted] for wanted in (True, False))
         for rows, run in ((compiled, self._run_fused), (others, run_torch)):
             if rows:
                 states |= zip(rows, run([sequences[i] for i in rows], [counts[i] for i in rows]), strict=True)

@@ -174,8 +174,8 @@ struct Buffers {
   Buffers(const Decoder& d, int rows)
       : q(make(rows, d.heads * d.head_dim)), k(make(rows, d.kv_heads * d.head_dim)),
         v(make(rows, d.kv_heads * d.head_dim)), context(make(rows, d.heads * d.head_dim)),
-        hidden(make(rows, d.hidden)), up(make(rows, d.hidden)), out(make(rows, d.dim)), x(rows, d.dim), attended(rows, d.heads * d.head_dim),
-        activated(rows, d.hidden) {}
+        hidden(make(rows, d.hidden)), up(make(rows, d.hidden)), out(make(rows, d.dim)), x(rows, d.dim),
+        attended(rows, d.heads * d.head_dim), activated(rows, d.hidden) {}
   static std::unique_ptr<float[]> make(int rows, int width) {
     return std::unique_ptr<float[]>(new float[std::size_t(rows) * width]);
   }
@@ -236,6 +236,7 @@ class Step {
     next(call_.rows, work);
   }
 
+  // act(gate) · up of a row, in eight bits.
   void activate(int row) {
     float *gate = b_.hidden.get() + std::size_t(row) * d_.hidden, *up = b_.up.get() + std::size_t(row) * d_.hidden;
     int i = 0;

@@ -12,8 +12,8 @@ LINE = 64
 
 
 class LargePages:
-    """Room for tensors side by side in memory, for which the system is asked for large pages: then two threads read
-    about a half more in the same time (docs/log.md, 2026-11-24). Where it has none, tensors lie anywhere.
+    """Room for tensors side by side in memory, for which the system is asked for large pages (docs/log.md, 2026-11-26).
+    Where it has none, tensors lie anywhere.
 
     Args:
         sizes: of the tensors that will be put there, in bytes.
