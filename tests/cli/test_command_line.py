@@ -133,8 +133,8 @@ def test_failures_of_the_machine_are_one_line(tiny: Path, capsys: pytest.Capture
     said = _said(capsys, "tiny", "broken", "--out", "x", code=2)
     assert said == "the corpus is empty\n"
     (tiny / "file").write_text("")
-    said = _said(capsys, "run", "poet.yaml", "--runs", "file", code=1)
-    assert said.startswith("file")
+    said = _said(capsys, "run", "poet.yaml", "--runs", "file", code=2)
+    assert said.startswith("Cannot write in 'file")
     assert len(said.splitlines()) == 1
 
 

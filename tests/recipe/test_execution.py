@@ -192,3 +192,19 @@ def test_only_one_may_hold_a_lock(place: Path) -> None:
         pass
     with lock(Path("here/.lock"), "here"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("out", "why"),
+    [
+        pytest.param(
+            "/proc/out",
+            "No such file or directory",
+            marks=pytest.mark.skipif(not Path("/proc/1").exists(), reason="Linux"),
+        ),
+        ("verse.txt/out", "Not a directory|File exists"),
+    ],
+)
+def test_where_nothing_can_be_written_the_reason_is_told(corpus: Path, out: str, why: str) -> None:
+    with pytest.raises(InputError, match=rf"Cannot write in .*: ({why})\. Choose another folder"):
+        execute_alone(TINY["tiny.model"], ModelConfig(corpus=corpus), Path(out), QUIET)

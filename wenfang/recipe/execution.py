@@ -94,7 +94,7 @@ def execute_alone(stage: Stage, config: Config, out: Path, report: Reporter) -> 
     """Run one stage outside any recipe, as `wenfang data prepare --out DIR` does.
 
     Raises:
-        InputError: an input is missing or of another kind, or `out` already holds something.
+        InputError: an input is missing or of another kind, `out` already holds something or cannot be written.
         CapacityError: the machine has not the memory or disk for it.
         BusyError: another process is writing the same `out`.
     """
@@ -104,7 +104,6 @@ def execute_alone(stage: Stage, config: Config, out: Path, report: Reporter) -> 
         except InputError as error:
             raise InputError(f"{keys[0]}: {error}") from None
     out = out.resolve()
-    out.parent.mkdir(parents=True, exist_ok=True)
     with lock(out.with_name(f"{out.name}.lock"), str(out)):
         if out.exists() and not (out.is_dir() and not any(out.iterdir())):
             raise InputError(
@@ -132,9 +131,10 @@ def lock(path: Path, held: str) -> Iterator[None]:
     """Keep other processes out of `held` while the block runs; a killed process lets go by itself.
 
     Raises:
+        InputError: nothing can be written where `path` is.
         BusyError: another process is in there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _check_writable(path.parent)
     holder = FileLock(path, timeout=0)
     try:
         holder.acquire()
@@ -150,6 +150,22 @@ def lock(path: Path, held: str) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)  # Still held: one who opened it just now finds it gone and starts over.
         holder.release()
+
+
+def _check_writable(folder: Path) -> None:
+    """Make a folder and a file in it, as a lock that cannot be made looks like one that is held."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise InputError(
+            say(
+                zh=f"無法寫入 {str(folder)!r}：{why}。請換個資料夾，或檢查權限。",
+                en=f"Cannot write in {str(folder)!r}: {why}. Choose another folder, or check its permissions.",
+            )
+        ) from None
 
 
 def _settings(config: Config) -> dict[str, object]:
