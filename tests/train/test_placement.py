@@ -1,7 +1,11 @@
 """Training elsewhere than on the processor, as far as a machine without a GPU can tell."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from wenfang.core.errors import InputError
 from wenfang.model import Decoder, DecoderConfig
@@ -83,3 +87,24 @@ def test_flex_attention_computes_no_block_of_other_documents() -> None:
     together = flex.block_mask(torch.zeros(1, T, dtype=torch.long), None)
     assert alone.sparsity() == pytest.approx(100 * (1 - 8 / 64))
     assert together.sparsity() == pytest.approx(100 * (1 - 36 / 64))
+
+
+@pytest.mark.parametrize("own", [None, "elsewhere"])
+def test_what_is_compiled_is_kept_in_the_users_cache_or_where_they_say(
+    own: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "elsewhere"))
+    if own is None:
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    placement.keep_compiled()
+    assert cache_dir() == str(tmp_path / (own or "wenfang/inductor"))
+
+
+def test_a_cache_that_cannot_be_made_leaves_torch_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wenfang").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # So that it is put back afterwards.
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    placement.keep_compiled()
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ

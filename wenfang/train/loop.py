@@ -27,7 +27,7 @@ from wenfang.train.objective import Batch, Dataset, Objective, Task, activation_
 from wenfang.train.optimizer import clip_gradients, make_optimizers
 from wenfang.train.packing import batch_rows
 from wenfang.train.parallel import ALONE, Workers, join
-from wenfang.train.placement import choose, has_compiler, peak_bytes, placed
+from wenfang.train.placement import choose, has_compiler, keep_compiled, peak_bytes, placed
 from wenfang.train.recompute import recompute_blocks
 from wenfang.train.schedule import rate, set_rate
 from wenfang.train.sharding import fill, rest, sharded
@@ -245,9 +245,12 @@ def mean_loss(measure: Objective, model: Decoder, data: Dataset, batch: int, *, 
 
 
 def _can_compile(config: TrainConfig, device: torch.device, report: Reporter) -> bool:
-    """Whether to compile the step; told where it was asked for and cannot be had."""
-    if not config.compile or has_compiler(device):
-        return config.compile
+    """Whether to compile the step, with what is compiled kept; told where it was asked for and cannot be had."""
+    if not config.compile:
+        return False
+    if has_compiler(device):
+        keep_compiled()
+        return True
     advice = {
         "cpu": say(
             zh="找不到 C++ 編譯器，改以未編譯方式訓練，約慢一半。安裝 g++ 可加速。",

@@ -2,14 +2,14 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import nn
 from torch.utils._triton import has_triton
 
 from wenfang.core.errors import InputError
-from wenfang.core.hardware import detect, peak_memory_bytes
+from wenfang.core.hardware import cache_folder, detect, peak_memory_bytes
 from wenfang.core.language import say
 
 _THERE: dict[str, Callable[[], bool]] = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
@@ -67,6 +67,18 @@ def has_compiler(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(has_triton())
     return device.type == "cpu" and detect().compiler
+
+
+def keep_compiled() -> None:
+    """Have torch keep what it compiles in the user's cache folder, so that the next run finds it after a restart too.
+
+    A `TORCHINDUCTOR_CACHE_DIR` of the user's own stands, and where that folder cannot be made, torch's default: the
+    folder for temporary files.
+    """
+    folder = cache_folder() / "inductor"
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 def memory_bytes(device: torch.device) -> int:
