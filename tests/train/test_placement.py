@@ -1,11 +1,12 @@
 """Training elsewhere than on the processor, as far as a machine without a GPU can tell."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from wenfang.core.errors import InputError
 from wenfang.model import Decoder, DecoderConfig
@@ -90,15 +91,21 @@ def test_flex_attention_computes_no_block_of_other_documents() -> None:
 
 
 @pytest.mark.parametrize("own", [None, "elsewhere"])
-def test_what_is_compiled_is_kept_in_the_users_cache_or_where_they_say(
-    own: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "elsewhere"))
-    if own is None:
-        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
-    placement.keep_compiled()
-    assert cache_dir() == str(tmp_path / (own or "wenfang/inductor"))
+def test_what_is_compiled_is_kept_in_the_users_cache_or_where_they_say(own: str | None, tmp_path: Path) -> None:
+    """In a new process, as torch settles where its cache lies while it is imported."""
+    code = "\n".join(
+        (
+            "from torch._inductor.runtime.cache_dir_utils import cache_dir",
+            "from wenfang.train import loop",
+            "loop.keep_compiled()",
+            "print(cache_dir())",
+        )
+    )
+    given = {} if own is None else {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / own)}
+    environment = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])} | given
+    done = subprocess.run([sys.executable, "-c", code], check=True, env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == [str(tmp_path / (own or "wenfang/inductor"))]
 
 
 def test_a_cache_that_cannot_be_made_leaves_torch_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,12 +6,14 @@ from contextlib import contextmanager, suppress
 
 import torch
 from torch import nn
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch.utils._triton import has_triton
 
 from wenfang.core.errors import InputError
 from wenfang.core.hardware import cache_folder, detect, peak_memory_bytes
 from wenfang.core.language import say
 
+_COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 _THERE: dict[str, Callable[[], bool]] = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
 """Whether this machine and this build of torch have a kind of device."""
 
@@ -75,10 +77,12 @@ def keep_compiled() -> None:
     A `TORCHINDUCTOR_CACHE_DIR` of the user's own stands, and where that folder cannot be made, torch's default: the
     folder for temporary files.
     """
+    if os.environ.get(_COMPILED) not in (None, default_cache_dir()):  # Importing torch writes its default there.
+        return
     folder = cache_folder() / "inductor"
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+        os.environ[_COMPILED] = str(folder)
 
 
 def memory_bytes(device: torch.device) -> int:
