@@ -84,7 +84,7 @@ def test_the_mixture_has_the_share_asked_for(share: float, wanted: int) -> None:
         for first, n, characters in ((1, 6, 1.0), (2, 4, 3.0))
     )
     mixed = mix(new, old, share=share, seed=0)
-    firsts = mixed.packed.ids_NT[:, 0]
+    firsts = mixed.batch(np.arange(len(mixed))).tensors["ids_BT"][:, 0]
     assert (firsts == 1).sum() == 6
     assert (firsts == 2).sum() == wanted
     assert mixed.characters_per_token == pytest.approx((6 + 3 * wanted) / (6 + wanted))
@@ -92,8 +92,20 @@ def test_the_mixture_has_the_share_asked_for(share: float, wanted: int) -> None:
 
 def test_replay_is_drawn_without_repetition_first() -> None:
     rows = [Rows(pack([([n] * 9, [True] * 9) for n in range(start, start + 5)], 8), 1.0) for start in (0, 10)]
-    drawn = mix(*rows, share=0.6, seed=0).packed.ids_NT[5:, 0]
+    mixed = mix(*rows, share=0.6, seed=0)
+    drawn = mixed.batch(np.arange(5, len(mixed))).tensors["ids_BT"][:, 0]
     assert sorted(np.bincount(drawn)[10:]) == [1, 1, 2, 2, 2]
+
+
+def test_a_batch_of_the_mixture_keeps_the_order_of_its_rows() -> None:
+    rows = [Rows(pack([([n] * 9, [True] * 9) for n in range(start, start + 5)], 8), 1.0) for start in (0, 10)]
+    mixed = mix(*rows, share=0.5, seed=0)
+    whole = mixed.batch(np.arange(10)).tensors["ids_BT"][:, 0]
+    assert sorted(whole.tolist()) == [*range(5), *range(10, 15)]
+    chosen = np.array([7, 1, 9, 0, 3])
+    batch = mixed.batch(chosen)
+    assert batch.tensors["ids_BT"][:, 0].tolist() == whole[chosen].tolist()
+    assert batch.count == batch.tokens == 40
 
 
 def test_new_tokens_begin_as_the_mean_of_their_pieces(start: Path, prose: Path, tmp_path: Path) -> None:

@@ -1,16 +1,21 @@
 """Batches are made while a step runs, and rows lie in a file."""
 
+import resource
+import signal
 import threading
 import time
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from wenfang.train import packing
 from wenfang.train.loader import Loader
 from wenfang.train.objective import Batch
-from wenfang.train.packing import pack
+from wenfang.train.packing import IGNORED, Document, pack
 
 
 def batch(step: int) -> Batch:
@@ -54,11 +59,41 @@ def test_what_goes_wrong_behind_a_step_is_told_where_the_batch_is_asked_for() ->
     loader.close()
 
 
-def test_rows_on_disk_are_those_in_memory_and_leave_no_file(tmp_path: Path) -> None:
+def documents(number: int) -> Iterator[Document]:
     rng = np.random.default_rng(0)
-    documents = [(rng.integers(0, 99, n).tolist(), [True] * int(n)) for n in rng.integers(2, 33, 50)]
-    mapped, held = pack(documents, 32, folder=tmp_path), pack(documents, 32)
-    for name in ("ids_NT", "targets_NT", "documents_NT", "positions_NT"):
-        assert isinstance(getattr(mapped, name), np.memmap)
-        np.testing.assert_array_equal(getattr(mapped, name), getattr(held, name))
+    for _ in range(number):
+        length = int(rng.integers(2, 33))
+        yield rng.integers(0, 99, length, np.int32), np.broadcast_to(True, length)
+
+
+def test_rows_lie_in_a_file_without_a_name(tmp_path: Path) -> None:
+    packed = pack(documents(50), 32, folder=tmp_path)
+    assert isinstance(packed.ids_NT, np.memmap)
     assert not list(tmp_path.iterdir())
+    assert sorted(packed.targets_NT[packed.targets_NT != IGNORED]) == sorted(
+        token for ids, _ in documents(50) for token in ids[1:].tolist()
+    )
+
+
+def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "WINDOW_TOKENS", 50_000)
+    peaks_bytes = []
+    for number in (1000, 10_000):
+        tracemalloc.start()
+        packed = pack(documents(number), 32, folder=tmp_path)
+        peaks_bytes.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert packed.waste < 0.05
+    assert peaks_bytes[1] < 1.1 * peaks_bytes[0]
+
+
+def test_a_full_disk_is_told_and_not_mapped(tmp_path: Path) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limit[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            pack(documents(200), 32, folder=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)

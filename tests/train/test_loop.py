@@ -164,6 +164,7 @@ def test_a_conversation_in_which_the_assistant_is_silent_is_left_out_and_told(ba
         Tokenizer.load(base),
         SftConfig(conversations=folder, model=base, steps=1, context=64, too_long="truncate"),
         Reporter(console=Console(file=told)),
+        tmp_path,
     )
     assert len(rows) == 1
     assert "1 conversations were too long (truncate)" in told.getvalue()

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wenfang.train.packing import IGNORED, batch_rows, best_fit, pack, split_long
+from wenfang.train import packing
+from wenfang.train.packing import IGNORED, batch_rows, best_fit, grouped, pack, split_long
 
 lengths = st.lists(st.integers(1, 20), min_size=1, max_size=60)
 
@@ -43,6 +44,15 @@ def test_long_documents_are_cut_without_loss(length: int, context: int) -> None:
     pieces = split_long((list(range(length)), [True] * length), context)
     assert all(2 <= len(ids) <= context + 1 for ids, _ in pieces)
     assert [token for ids, _ in pieces for token in ids[1:]] == list(range(1, length))
+
+
+def test_groups_of_several_windows_number_the_documents_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "WINDOW_TOKENS", 500)  # Four documents.
+    documents = [([n] * (2 + n % 7), [True] * (2 + n % 7)) for n in range(30)]
+    groups = list(grouped(documents, 16))
+    assert all(document is documents[number] for members in groups for number, document in members)
+    assert sorted(number for members in groups for number, _ in members) == list(range(30))
+    assert pack(documents, 16).ids_NT[:, 0].tolist() == [members[0][1][0][0] for members in groups]
 
 
 def test_batches_visit_each_row_once_an_epoch_in_a_new_order() -> None:

@@ -12,11 +12,14 @@ from wenfang.core.report import Reporter
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
-BATCH = 8192
+BATCH = 512
+"""Documents read at once: few, as they may be long."""
+READ_BYTES = 1 << 20
+"""Read from the file at once."""
 
 
 def read_texts(path: Path, report: Reporter, label: str) -> Iterator[list[str]]:
-    """The column `text` of a Parquet file, a few thousand documents at a time, under a progress line.
+    """The column `text` of a Parquet file, a few hundred documents at a time, under a progress line.
 
     Raises:
         DataError: the file is missing, damaged, empty, all blank, or its `text` is not all text; names the file.
@@ -67,7 +70,8 @@ def _opened(path: Path, columns: Sequence[str]) -> Iterator["ParquetFile"]:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        # By default each row group that was read stays in memory, and one is read as a whole.
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=READ_BYTES) as file:
             types = {field.name: field.type for field in file.schema_arrow}
             wrong = [name for name in columns if types.get(name) not in (pa.string(), pa.large_string())]
             if wrong:

@@ -1,7 +1,7 @@
 """The stage `train.extend-context`: a model learns to read further than it was trained to (YaRN, Peng et al. 2023)."""
 
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from wenfang.core.artifact import Summary, check_artifact
-from wenfang.core.corpus import read_texts
 from wenfang.core.errors import DataError, InputError
 from wenfang.core.language import say
 from wenfang.core.report import Reporter
@@ -19,10 +18,11 @@ from wenfang.model.parts import RopeConfig, YarnScaling
 from wenfang.tokenizer import Tokenizer
 from wenfang.train.card import model_card
 from wenfang.train.config import ExtendContextConfig
+from wenfang.train.documents import TextCount, read_documents
 from wenfang.train.loop import mean_loss, train
 from wenfang.train.meter import bits_of
-from wenfang.train.objective import NextToken, Rows, activation_dtype, next_token
-from wenfang.train.packing import IGNORED, pack, split_long
+from wenfang.train.objective import Batch, NextToken, RowNumbers, Rows, activation_dtype, next_token
+from wenfang.train.packing import IGNORED, Document, split_long
 from wenfang.train.placement import choose, placed
 
 
@@ -39,7 +39,7 @@ def run(config: ExtendContextConfig, out: Path, report: Reporter) -> Summary:
     model, tokenizer = load_model(config.model), Tokenizer.load(config.model)
     shape = extended(model.config, config.context)
     training, validation = (
-        long_rows(config.corpus / f"{split}.parquet", tokenizer, config.context, report, folder=out)
+        long_rows(config.corpus / f"{split}.parquet", tokenizer, config.context, report, out)
         for split in ("train", "validation")
     )
     edges = doublings(model.config.context, config.context)
@@ -103,31 +103,39 @@ def _yarn(rope: RopeConfig, known: int, context: int) -> RopeConfig:
     return rope.model_copy(update={"scaling": scaling})
 
 
-def long_rows(path: Path, tokenizer: Tokenizer, context: int, report: Reporter, *, folder: Path | None = None) -> Rows:
+def long_rows(path: Path, tokenizer: Tokenizer, context: int, report: Reporter, folder: Path | None = None) -> Rows:
     """Rows of one document each: the texts one after another, `<|bos|>` text `<|end|>`, which see each other, so that
-    far positions are trained where texts are short too; mapped from a file in `folder`, where one is given.
+    far positions are trained where texts are short too; in a file in `folder`.
 
     Raises:
         DataError: the corpus cannot be read, or all of it does not fill one row.
     """
-    characters, size_bytes, ids = 0, 0, list[int]()
-    for texts in read_texts(path, report, say(zh=f"編碼 {path.stem}", en=f"encoding {path.stem}")):
-        characters += sum(map(len, texts))
-        size_bytes += sum(len(text.encode()) for text in texts)
-        for text in tokenizer.encode_batch(texts):
-            ids += [tokenizer.bos_id, *text, tokenizer.end_id]
-    if len(ids) <= context:
-        raise DataError(
-            say(
-                zh=f"{str(path)!r} 共 {len(ids)} 個 token，不足一列 context={context}。"
-                "請用更大的語料，或調小 context。",
-                en=f"{str(path)!r} has {len(ids)} tokens, less than one row of context={context}. Use a larger corpus, "
-                "or lower context.",
-            )
+    count = TextCount()
+
+    def pieces() -> Iterator[Document]:
+        rest, first = np.empty(0, np.int32), True
+        for text, whole in read_documents(path, tokenizer, report):
+            count.add(text, len(whole))
+            rest = np.concatenate((rest, whole))
+            for piece in split_long((rest, np.broadcast_to(True, len(rest))), context)[:-1]:
+                yield piece
+                rest, first = rest[context:], False
+        if len(rest) == context + 1:
+            yield rest, np.broadcast_to(True, len(rest))
+        elif first:
+            raise _too_short(path, count.tokens, context)
+
+    return count.pack(pieces(), context, folder)
+
+
+def _too_short(path: Path, tokens: int, context: int) -> DataError:
+    return DataError(
+        say(
+            zh=f"{str(path)!r} 共 {tokens} 個 token，不足一列 context={context}。請用更大的語料，或調小 context。",
+            en=f"{str(path)!r} has {tokens} tokens, less than one row of context={context}. Use a larger corpus, "
+            "or lower context.",
         )
-    pieces = split_long((ids, [True] * len(ids)), context)
-    packed = pack([piece for piece in pieces if len(piece[0]) == context + 1], context, folder=folder)
-    return Rows(packed, characters / len(ids), size_bytes / len(ids))
+    )
 
 
 def doublings(known: int, context: int) -> list[int]:
@@ -142,15 +150,39 @@ def by_position(
     model: Decoder, rows: Rows, edges: Iterable[int], config: ExtendContextConfig, when: str
 ) -> dict[str, int | float | str]:
     """Bits per character of what stands between each two edges, on a sample of rows."""
-    measure = NextToken(activation_dtype(config))
-    positions_NT, summary = rows.packed.positions_NT, dict[str, int | float | str]()
+    measure, summary = NextToken(activation_dtype(config)), dict[str, int | float | str]()
     for start, stop in pairwise(edges):
-        within_NT = (positions_NT >= start) & (positions_NT < stop)
-        targets_NT = np.where(within_NT, rows.packed.targets_NT, IGNORED)
-        part = replace(rows, packed=replace(rows.packed, targets_NT=targets_NT))
         with torch.no_grad(), placed(model, choose(config.device)):
-            nats = mean_loss(measure, model.eval(), part, config.batch)
+            nats = mean_loss(measure, model.eval(), _Between(rows, start, stop), config.batch)
         bits = bits_of(nats, rows)["bits_per_character"]
         summary[f"bits_per_character_at_{start}_{stop}_{when}"] = round(bits, 3)
     model.train()
     return summary
+
+
+@dataclass(frozen=True)
+class _Between:
+    """Rows of which only the positions from `start` to before `stop` count."""
+
+    rows: Rows
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def characters_per_token(self) -> float:
+        return self.rows.characters_per_token
+
+    @property
+    def bytes_per_token(self) -> float | None:
+        return self.rows.bytes_per_token
+
+    def batch(self, rows: RowNumbers) -> Batch:
+        batch = self.rows.batch(rows)
+        positions_BT, targets_BT = batch.tensors["positions_BT"], batch.tensors["targets_BT"]
+        outside_BT = (positions_BT < self.start) | (positions_BT >= self.stop)
+        targets_BT = targets_BT.masked_fill(outside_BT, IGNORED)
+        count = int((targets_BT != IGNORED).sum())
+        return replace(batch, tensors=batch.tensors | {"targets_BT": targets_BT}, count=count)

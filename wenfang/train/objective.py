@@ -90,6 +90,11 @@ class Rows:
     def __len__(self) -> int:
         return len(self.packed)
 
+    @property
+    def waste(self) -> float:
+        """Share of positions that are padding."""
+        return self.packed.waste
+
     def batch(self, rows: RowNumbers) -> Batch:
         arrays: dict[str, NDArray[np.signedinteger]] = {
             "ids_BT": self.packed.ids_NT,
@@ -129,7 +134,7 @@ class NextToken:
         return Loss(total, {})
 
 
-def next_token(training: Rows, validation: Rows, config: TrainConfig) -> Task:
+def next_token(training: Dataset, validation: Dataset, config: TrainConfig) -> Task:
     """The task of pretraining and fine-tuning."""
     dtype = activation_dtype(config)
     learnt = NextToken(dtype, config.label_smoothing, config.z_loss)

@@ -1,10 +1,13 @@
-"""Documents into rows of fixed length, best fit first, so that almost no position is wasted."""
+"""Documents into rows of fixed length, best fit first, so that almost no position is wasted.
 
+Rows go to a nameless file as their documents come, so a corpus may be larger than the memory.
+"""
+
+import functools
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +18,17 @@ from wenfang.core.report import Reporter
 IGNORED = -100
 """Target value that takes no part in the loss (the convention of PyTorch's cross-entropy)."""
 
-WRITTEN_AT_ONCE = 4096
-"""Rows."""
+WINDOW_TOKENS = 1 << 25
+"""Documents are packed among their neighbours, as many as take the memory of so many tokens: 128 MiB."""
+DOCUMENT_TOKENS = 100
+"""What a document takes beside its tokens, in tokens."""
 
 Document = tuple[Sequence[int] | NDArray[np.int32], Sequence[bool] | NDArray[np.bool_]]
 """Token ids, and for each whether predicting it enters the loss."""
+
+POSITION = np.dtype([("id", np.int32), ("target", np.int32), ("document", np.int16), ("position", np.int16)])
+"""One position of a row in the file."""
+PADDING = np.array((0, IGNORED, -1, 0), POSITION)
 
 
 @dataclass(frozen=True)
@@ -35,23 +44,16 @@ class Packed:
     targets_NT: NDArray[np.int32]
     documents_NT: NDArray[np.int16]
     positions_NT: NDArray[np.int16]
+    padding: int = 0
+    """Positions that are."""
 
     def __len__(self) -> int:
         return len(self.ids_NT)
 
-    def take(self, rows: NDArray[np.int64]) -> "Packed":
-        """The given rows, as often as they are given."""
-        return Packed(self.ids_NT[rows], self.targets_NT[rows], self.documents_NT[rows], self.positions_NT[rows])
-
-    def joined(self, other: "Packed") -> "Packed":
-        """These rows and then those of `other`, which are as long."""
-        pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
-        return Packed(*(np.concatenate(pair) for pair in pairs))
-
     @property
     def waste(self) -> float:
         """Share of positions that are padding."""
-        return float((self.documents_NT < 0).mean())
+        return self.padding / self.ids_NT.size
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -74,50 +76,64 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return bins
 
 
-def pack(documents: Sequence[Document], context: int, *, folder: Path | None = None) -> Packed:
+def pack(documents: Iterable[Document], context: int, *, folder: Path | None = None) -> Packed:
     """Pack documents of at most `context + 1` tokens into rows of `context` positions.
 
     A document of n tokens takes n − 1 positions, so no position ever predicts across a border.
 
     Args:
-        folder: where given, rows are mapped from a nameless file there, so that they take memory only while they are
-            read; the file ends with the process.
-    """
-    rows = best_fit([len(ids) - 1 for ids, _ in documents], context)
-    shape = (len(rows), context)
-    packed = Packed(
-        ids_NT=_filled(shape, np.int32, 0, folder),
-        targets_NT=_filled(shape, np.int32, IGNORED, folder),
-        documents_NT=_filled(shape, np.int16, -1, folder),
-        positions_NT=_filled(shape, np.int16, 0, folder),
-    )
-    for row, members in enumerate(rows):
-        start = 0
-        for number, member in enumerate(members):
-            ids, learn = documents[member]
-            stop = start + len(ids) - 1
-            packed.ids_NT[row, start:stop] = ids[:-1]
-            packed.targets_NT[row, start:stop] = np.where(learn[1:], ids[1:], IGNORED)
-            packed.documents_NT[row, start:stop] = number
-            packed.positions_NT[row, start:stop] = np.arange(stop - start)
-            start = stop
-    return packed
-
-
-def _filled(shape: tuple[int, int], dtype: type[np.signedinteger], value: int, folder: Path | None) -> NDArray[Any]:
-    """An array in memory, or in a file without a name.
+        documents: at least one; read once, a window at a time.
+        folder: where the rows' file lies, by default where temporary files do. It has no name and ends with the
+            process; its rows are mapped, so they take memory only while they are read.
 
     Raises:
         OSError: the disk is full.
     """
-    if folder is None:
-        return np.full(shape, value, dtype)
     with tempfile.TemporaryFile(dir=folder) as file:
-        # Written, as a hole in a mapped file on a full disk would end the process without a word.
-        for start in range(0, shape[0], WRITTEN_AT_ONCE):
-            file.write(np.full((min(WRITTEN_AT_ONCE, shape[0] - start), shape[1]), value, dtype).tobytes())
+        count = padding = 0
+        for members in grouped(documents, context):
+            row_T = _row([document for _, document in members], context)
+            file.write(row_T.tobytes())  # Not through the map, where a full disk would end the process without a word.
+            count += 1
+            padding += int((row_T["document"] < 0).sum())
         file.flush()
-        return np.memmap(file, dtype, mode="r+", shape=shape)
+        mapped_NT = np.memmap(file, POSITION, mode="r", shape=(count, context))
+    return Packed(mapped_NT["id"], mapped_NT["target"], mapped_NT["document"], mapped_NT["position"], padding=padding)
+
+
+def grouped(documents: Iterable[Document], context: int) -> Iterator[list[tuple[int, Document]]]:
+    """The documents that share a row, with their numbers from 0 on; row by row."""
+    first = 0
+    for window in _windows(documents):
+        for members in best_fit([len(ids) - 1 for ids, _ in window], context):
+            yield [(first + member, window[member]) for member in members]
+        first += len(window)
+        window.clear()  # Before the next one is read.
+
+
+def _windows(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """The documents in groups that memory can hold."""
+    window, room = list[Document](), WINDOW_TOKENS
+    for document in documents:
+        window.append(document)
+        room -= len(document[0]) + DOCUMENT_TOKENS
+        if room <= 0:
+            yield window
+            window, room = [], WINDOW_TOKENS
+    if window:
+        yield window
+
+
+def _row(documents: Iterable[Document], context: int) -> NDArray[np.void]:
+    row_T, start = np.full(context, PADDING), 0
+    for number, (ids, learn) in enumerate(documents):
+        part = row_T[start : start + len(ids) - 1]
+        part["id"] = ids[:-1]
+        part["target"] = np.where(learn[1:], ids[1:], IGNORED)
+        part["document"] = number
+        part["position"] = np.arange(len(part))
+        start += len(part)
+    return row_T
 
 
 def tell_waste(packed: Packed, report: Reporter) -> None:
@@ -146,7 +162,11 @@ def batch_rows(rows: int, batch: int, step: int, seed: int) -> NDArray[np.int64]
     epochs = wanted // rows
     result = np.empty(batch, np.int64)
     for epoch in np.unique(epochs):
-        order = np.random.default_rng((seed, int(epoch))).permutation(rows)
         chosen = epochs == epoch
-        result[chosen] = order[wanted[chosen] % rows]
+        result[chosen] = _shuffled(rows, seed, int(epoch))[wanted[chosen] % rows]
     return result
+
+
+@functools.lru_cache(maxsize=4)  # Training and validation, and the next epoch of each: a shuffle takes long.
+def _shuffled(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return np.random.default_rng((seed, epoch)).permutation(rows)

@@ -1,10 +1,8 @@
 """The stage `train.pretrain`: a corpus and a tokenizer become a model, or a model learns a further corpus."""
 
-import math
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 
 from wenfang.core.artifact import Summary, check_artifact
@@ -16,10 +14,12 @@ from wenfang.model import Decoder, DecoderConfig, load_model, save_model
 from wenfang.tokenizer import Tokenizer
 from wenfang.train.card import model_card
 from wenfang.train.config import PretrainConfig
+from wenfang.train.documents import read_rows
 from wenfang.train.loop import mean_loss, train
 from wenfang.train.meter import bits_of
+from wenfang.train.mixture import Mixture, mix
 from wenfang.train.objective import Dataset, NextToken, Objective, Rows, Task, activation_dtype, next_token
-from wenfang.train.packing import IGNORED, tell_waste
+from wenfang.train.packing import tell_waste
 from wenfang.train.placement import choose, placed
 from wenfang.train.realm import MarginalLikelihood, continuations
 from wenfang.train.retrieval import look_up, open_index, read_pieces, retro_config, with_retrieval
@@ -47,20 +47,20 @@ def run(config: PretrainConfig, out: Path, report: Reporter) -> Summary:
     else:
         model, known = load_model(config.model), Tokenizer.load(config.model)
         check_fit(config, model, known)
-        summary |= _knowledge(model, known, config, report, "before")
+        summary |= _knowledge(model, known, config, out, report, "before")
         summary["new_tokens"] = adopt_vocabulary(model, known, tokenizer)
     if index is not None and config.retrieval.method == "retro":
         model = with_retrieval(model, retro_config(config.retrieval, index.chunk))
     summary["parameters"] = model.config.parameters
-    if isinstance(task.training, Rows):
-        summary["packing_waste"] = round(task.training.packed.waste, 4)
+    if isinstance(task.training, Rows | Mixture):
+        summary["packing_waste"] = round(task.training.waste, 4)
     summary |= train(model, task, config, out, report, label=say(zh="預訓練", en="pretraining"))
     summary["bits_per_character"] = _bits(float(summary["validation_loss"]), task.validation)
     if index is not None:
         nats = _measure(model, task.measure, blind, config)
         summary["bits_per_character_without_neighbours"] = _bits(nats, blind)
     if config.model is not None:
-        summary |= _knowledge(model, tokenizer, config, report, "after")
+        summary |= _knowledge(model, tokenizer, config, out, report, "after")
     save_model(
         model,
         out,
@@ -77,43 +77,35 @@ def _task(
     config: PretrainConfig, tokenizer: Tokenizer, index: ChunkIndex | None, out: Path, report: Reporter
 ) -> tuple[Task, Dataset]:
     """What is learned, and the validation data without neighbours."""
+    if index is not None:
+        return _with_neighbours(config, tokenizer, index, out, report)
+    splits = [config.corpus / f"{split}.parquet" for split in ("train", "validation")]
+    training, validation = (read_rows(split, tokenizer, config.context, report, out) for split in splits)
+    tell_waste(training.packed, report)
+    if config.replay is None:
+        return next_token(training, validation, config), validation
+    check_artifact(config.replay, "corpus")
+    old = read_rows(config.replay / "train.parquet", tokenizer, config.context, report, out)
+    mixture = mix(training, old, share=config.replay_share, seed=config.seed)
+    return next_token(mixture, validation, config), validation
+
+
+def _with_neighbours(
+    config: PretrainConfig, tokenizer: Tokenizer, index: ChunkIndex, out: Path, report: Reporter
+) -> tuple[Task, Dataset]:
+    """What is learned where neighbours are read, and the validation data without them."""
+    count = config.retrieval.neighbours
     pieces = [
         read_pieces(config.corpus / f"{split}.parquet", tokenizer, config.context, report)
         for split in ("train", "validation")
     ]
-    training, validation = (side.rows(config.context, folder=out) for side in pieces)
-    tell_waste(training.packed, report)
-    if index is not None and config.retrieval.method == "realm":
-        read, held_out = (continuations(side, index, config.retrieval.neighbours, report) for side in pieces)
+    if config.retrieval.method == "realm":
+        read, held_out = (continuations(side, index, count, report) for side in pieces)
         marginal = MarginalLikelihood(activation_dtype(config))
         return Task(read, held_out, marginal, measure=marginal), held_out.without_documents()
-    if index is not None:
-        found, held = (look_up(side, config.context, index, config.retrieval.neighbours, report) for side in pieces)
-        return next_token(found, held, config), validation
-    if config.replay is not None:
-        check_artifact(config.replay, "corpus")
-        old = read_pieces(config.replay / "train.parquet", tokenizer, config.context, report).rows(config.context)
-        training = mix(training, old, share=config.replay_share, seed=config.seed)
-    return next_token(training, validation, config), validation
-
-
-def mix(new: Rows, old: Rows, *, share: float, seed: int) -> Rows:
-    """`new` with as many rows of `old` that they make up `share`; drawn without repetition while there are any left."""
-    wanted = max(round(len(new) * share / (1 - share)), 1)
-    drawn = np.concatenate(
-        [np.random.default_rng((seed, turn)).permutation(len(old)) for turn in range(-(-wanted // len(old)))]
-    )
-    packed = old.packed.take(drawn[:wanted])
-    tokens_new, tokens_old = ((p.targets_NT != IGNORED).sum() for p in (new.packed, packed))
-
-    def mean(of_new: float, of_old: float) -> float:
-        return float((of_new * tokens_new + of_old * tokens_old) / (tokens_new + tokens_old))
-
-    return Rows(
-        new.packed.joined(packed),
-        mean(new.characters_per_token, old.characters_per_token),
-        mean(new.bytes_per_token or math.nan, old.bytes_per_token or math.nan),
-    )
+    found, held = (look_up(side, config.context, index, count, report, folder=out) for side in pieces)
+    tell_waste(found.packed, report)
+    return next_token(found, held, config), held.plain
 
 
 def check_fit(config: PretrainConfig, model: Decoder, tokenizer: Tokenizer) -> None:
@@ -141,15 +133,20 @@ def check_fit(config: PretrainConfig, model: Decoder, tokenizer: Tokenizer) -> N
 
 
 def _knowledge(
-    model: Decoder, tokenizer: Tokenizer, config: PretrainConfig, report: Reporter, when: Literal["before", "after"]
+    model: Decoder,
+    tokenizer: Tokenizer,
+    config: PretrainConfig,
+    out: Path,
+    report: Reporter,
+    when: Literal["before", "after"],
 ) -> Summary:
     """Bits per character on the validation data: what was learned, and what of `replay` was forgotten. They compare
     across vocabularies."""
     summary: Summary = {}
     for name, corpus in (("corpus", config.corpus), ("replay", config.replay)):
         if corpus is not None:
-            pieces = read_pieces(corpus / "validation.parquet", tokenizer, config.context, report)
-            rows, measure = pieces.rows(config.context), NextToken(activation_dtype(config))
+            rows = read_rows(corpus / "validation.parquet", tokenizer, config.context, report, out)
+            measure = NextToken(activation_dtype(config))
             summary[f"{name}_bits_per_character_{when}"] = _bits(_measure(model, measure, rows, config), rows)
     return summary
 

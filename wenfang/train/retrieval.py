@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wenfang.core.corpus import read_texts
 from wenfang.core.errors import InputError
 from wenfang.core.language import say
 from wenfang.core.report import Reporter
@@ -18,13 +17,14 @@ from wenfang.model.families.native import FAMILY as NATIVE
 from wenfang.model.parts import RetroConfig
 from wenfang.tokenizer import Tokenizer
 from wenfang.train.config import RetrievalConfig
+from wenfang.train.documents import TextCount, read_documents
 from wenfang.train.objective import Batch, RowNumbers, Rows
-from wenfang.train.packing import Document, best_fit, pack, split_long
+from wenfang.train.packing import Document, grouped, pack, split_long
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """One side of a corpus, tokenised."""
+    """One side of a corpus, tokenised, in memory: each piece is looked up."""
 
     documents: list[Document]
     """No longer than a row; a longer text is several."""
@@ -33,8 +33,8 @@ class Pieces:
     characters_per_token: float
     bytes_per_token: float | None = None
 
-    def rows(self, context: int, *, folder: Path | None = None) -> Rows:
-        """Packed for plain training; mapped from a file in `folder`, where one is given."""
+    def rows(self, context: int, folder: Path | None) -> Rows:
+        """Packed for plain training, in a file in `folder`."""
         return Rows(pack(self.documents, context, folder=folder), self.characters_per_token, self.bytes_per_token)
 
     def first(self, tokens: int) -> "Pieces":
@@ -47,19 +47,14 @@ class Pieces:
 def read_pieces(
     path: Path, tokenizer: Tokenizer, context: int, report: Reporter, *, size: Callable[[str], int] = len
 ) -> Pieces:
-    """Tokenise one split: `<|bos|>` text `<|end|>`, longer documents cut into rows of `context`. What `size` says of a
-    text counts as its characters."""
-    characters, size_bytes, documents, keys = 0, 0, list[Document](), list[int]()
-    for texts in read_texts(path, report, say(zh=f"編碼 {path.stem}", en=f"encoding {path.stem}")):
-        characters += sum(map(size, texts))
-        size_bytes += sum(len(text.encode()) for text in texts)
-        for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
-            whole = np.array([tokenizer.bos_id, *ids, tokenizer.end_id], np.int32)  # A ninth of a list's memory.
-            pieces = split_long((whole, np.broadcast_to(True, len(whole))), context)
-            documents += pieces
-            keys += [document_key(text)] * len(pieces)
-    tokens = sum(len(ids) - 1 for ids, _ in documents)
-    return Pieces(documents, keys, characters / tokens, size_bytes / tokens)
+    """Tokenise one split; longer documents are cut. What `size` says of a text counts as its characters."""
+    count, documents, keys = TextCount(), list[Document](), list[int]()
+    for text, whole in read_documents(path, tokenizer, report):
+        count.add(text, len(whole) - 1, size=size)
+        pieces = split_long((whole, np.broadcast_to(True, len(whole))), context)
+        documents += pieces
+        keys += [document_key(text)] * len(pieces)
+    return Pieces(documents, keys, count.characters / count.tokens, count.size_bytes / count.tokens)
 
 
 def open_index(folder: Path, tokenizer: Tokenizer) -> ChunkIndex:
@@ -97,18 +92,21 @@ class RetrievedRows(Rows):
         return replace(plain, tensors=plain.tensors | {"neighbours_BSNR": neighbours_BSNR})
 
 
-def look_up(pieces: Pieces, context: int, index: ChunkIndex, count: int, report: Reporter) -> RetrievedRows:
-    """Rows with `count` neighbours of each chunk, none of which is of the chunk's own document."""
-    rows, M = pieces.rows(context), index.chunk
+def look_up(
+    pieces: Pieces, context: int, index: ChunkIndex, count: int, report: Reporter, *, folder: Path | None = None
+) -> RetrievedRows:
+    """Rows with `count` neighbours of each chunk, none of which is of the chunk's own document; in a file in `folder`,
+    by default where temporary files lie."""
+    rows, M = pieces.rows(context, folder), index.chunk
     found_NSK = np.full((len(rows), context // M, count), -1, np.int64)
     chunks, keys, places = list[list[int]](), list[int](), list[tuple[int, int]]()
-    for row, members in enumerate(best_fit([len(ids) - 1 for ids, _ in pieces.documents], context)):
+    for row, members in enumerate(grouped(pieces.documents, context)):
         ordered = 0
-        for member in members:
-            for chunk in cut(list(pieces.documents[member][0][:-1]), M):
+        for number, (ids, _) in members:
+            for chunk in cut(list(ids[:-1]), M):
                 if len(chunk) == M:
                     chunks.append(chunk)
-                    keys.append(pieces.keys[member])
+                    keys.append(pieces.keys[number])
                     places.append((row, ordered))
                     ordered += 1
     if chunks:

@@ -18,9 +18,10 @@ from wenfang.tokenizer import Message, Tokenizer
 from wenfang.train.adapter import adapt, merged
 from wenfang.train.card import model_card
 from wenfang.train.config import SftConfig
+from wenfang.train.documents import TextCount
 from wenfang.train.loop import train
 from wenfang.train.objective import Rows, next_token
-from wenfang.train.packing import Document, pack, tell_waste
+from wenfang.train.packing import Document, tell_waste
 from wenfang.train.peft import save_adapter, their_names
 
 
@@ -41,15 +42,17 @@ def run(config: SftConfig, out: Path, report: Reporter) -> Summary:
             )
         )
     tokenizer = Tokenizer.load(config.model, model_vocab_size=architecture.vocab_size)
-    training = _rows(config.conversations / "train.jsonl", tokenizer, config, report, folder=out)
-    validation = _rows(config.conversations / "validation.jsonl", tokenizer, config, report, folder=out)
+    training, validation = (
+        _rows(config.conversations / f"{split}.jsonl", tokenizer, config, report, out)
+        for split in ("train", "validation")
+    )
     tell_waste(training.packed, report)
     model = load_model(config.model)
     task = next_token(training, validation, config)
     torch.manual_seed(config.seed)
     adapt(model, config.adapter)
     their_names(model)  # Refuse now what could not be written after hours of training.
-    summary: Summary = {"packing_waste": round(training.packed.waste, 4)}
+    summary: Summary = {"packing_waste": round(training.waste, 4)}
     summary |= train(model, task, config, out, report, label=say(zh="對話微調", en="fine-tuning"))
     if config.adapter.method != "full":
         save_adapter(model, out / "adapter", config.adapter, base=config.model)
@@ -112,9 +115,16 @@ def _not_messages(path: Path, number: int, found: str) -> DataError:
     )
 
 
-def _rows(path: Path, tokenizer: Tokenizer, config: SftConfig, report: Reporter, *, folder: Path | None = None) -> Rows:
-    """Tokenise and pack one split; the loss counts what the assistant says, its end token included."""
-    said_texts, too_long, silent, documents = list[str](), 0, 0, list[Document]()
+def _rows(path: Path, tokenizer: Tokenizer, config: SftConfig, report: Reporter, folder: Path) -> Rows:
+    count = TextCount()
+    return count.pack(_documents(path, tokenizer, config, report, count), config.context, folder)
+
+
+def _documents(
+    path: Path, tokenizer: Tokenizer, config: SftConfig, report: Reporter, count: TextCount
+) -> Iterator[Document]:
+    """Tokenise one split; the loss counts what the assistant says, its end token included."""
+    too_long = silent = 0
     for number, conversation in read_conversations(path):
         try:
             pairs = tokenizer.chat_with_mask(conversation.messages, tools=conversation.tools)
@@ -128,18 +138,16 @@ def _rows(path: Path, tokenizer: Tokenizer, config: SftConfig, report: Reporter,
                 continue
         ids, said = zip(*pairs[: config.context + 1], strict=True)
         if any(said[1:]):
-            documents.append((np.array(ids, np.int32), np.array(said)))
-            said_texts += [m["content"] or "" for m in conversation.messages if m["role"] == "assistant"]
+            texts = [m["content"] or "" for m in conversation.messages if m["role"] == "assistant"]
+            count.add("".join(texts), sum(said[1:]))
+            yield np.array(ids, np.int32), np.array(said)
         else:  # A row of such documents alone would have nothing to average over.
             silent += 1
     _tell(path, config, report, too_long, silent)
-    if not documents:
+    if not count.tokens:
         raise DataError(
             say(zh=f"{str(path)!r} 沒有可學的對話。", en=f"{str(path)!r} holds no conversation to learn from.")
         )
-    learned = sum(sum(said[1:]) for _, said in documents)
-    characters, size_bytes = sum(map(len, said_texts)), sum(len(text.encode()) for text in said_texts)
-    return Rows(pack(documents, config.context, folder=folder), characters / learned, size_bytes / learned)
 
 
 def _too_long(path: Path, number: int, tokens: int, context: int) -> DataError:
