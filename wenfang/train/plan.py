@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +20,11 @@ from wenfang.train.loss import cross_entropy_sum
 from wenfang.train.optimizer import make_optimizers
 from wenfang.train.recompute import recompute_blocks
 
-COMPILED_SHARE = 0.53
-"""Activations of a compiled step over those of an eager one (docs/log.md, 2026-11-24)."""
-RETAINED = 1.4
-"""Resident size over live tensors of an eager step whose freed memory stays with the process (docs/log.md, 2026-11-24).
-A compiled step reuses its blocks as planned."""
+COMPILED_SHARE = {"full": 0.53, "adapter": 0.75}
+"""Activations of a compiled step over those of an eager one, by what is trained (docs/log.md, 2026-11-24 and 26)."""
+RETAINED = {"full": 1.4, "adapter": 1.8}
+"""Resident size over live tensors of an eager step whose freed memory stays with the process, by what is trained (there
+too). A compiled step reuses its blocks as planned."""
 CODE_BYTES = {False: 30_000_000, True: 50_000_000}
 """Resident size of what training loads besides torch, uncompiled and compiled."""
 
@@ -32,6 +33,7 @@ CODE_BYTES = {False: 30_000_000, True: 50_000_000}
 class TrainingPlan:
     """What one training step takes."""
 
+    trained: Literal["full", "adapter"]
     trained_parameters: int
     dtype: str
     """Arithmetic of the activations; trained weights and their optimiser rest in fp32."""
@@ -54,7 +56,7 @@ class TrainingPlan:
         """Largest resident size of the process."""
         process = PROCESS_BYTES + CODE_BYTES[self.compiled]
         step = self.weights_bytes + self.optimizer_bytes + self.working_bytes
-        slack = FRAGMENTATION if self.compiled else RETAINED
+        slack = FRAGMENTATION if self.compiled else RETAINED[self.trained]
         return process + max(int(slack * step), self.weights_bytes + self.loading_bytes)
 
     def tokens_per_s(self, device: Device) -> float:
@@ -101,14 +103,16 @@ def plan_training(
     found = measure_depth(config, step)
     resting = found["weights"] + found["states"]
     working = max(figure for name, figure in found.items() if name.startswith("peak")) - resting
+    trained: Literal["full", "adapter"] = "full" if way.method == "full" else "adapter"
     return TrainingPlan(
+        trained=trained,
         trained_parameters=found["trained"],
         dtype=dtype,
         batch=batch,
         context=context,
         weights_bytes=found["weights"],
         optimizer_bytes=found["states"],
-        working_bytes=int(working * (COMPILED_SHARE if compiled else 1)),
+        working_bytes=int(working * (COMPILED_SHARE[trained] if compiled else 1)),
         loading_bytes=found["dense"] if way.method != "full" else 0,
         compiled=compiled,
         flops_per_token=found["flops"] / (batch * context),
