@@ -112,7 +112,8 @@ def test_new_tokens_begin_as_the_mean_of_their_pieces(start: Path, prose: Path, 
     train_tokenizer(TokenizerConfig(corpus=prose, vocab_size=320, character_coverage=1.0), tmp_path, Reporter())
     known, wanted, model = Tokenizer.load(start), Tokenizer.load(tmp_path), load_model(start)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    assert adopt_vocabulary(model, known, wanted) == len(set(wanted.tokens) - set(known.tokens)) > 0
+    added = adopt_vocabulary(model, known, wanted)
+    assert {wanted.tokens[id_] for id_ in added} == set(wanted.tokens) - set(known.tokens) != set()
     assert model.config.vocab_size == wanted.vocab_size == len(model.embed_tokens.weight) == len(model.lm_head.weight)
     for token in ("the", "<|end|>"):
         id_ = wanted.tokens.index(token)
@@ -135,6 +136,43 @@ def test_a_new_vocabulary_is_trained_and_saved(start: Path, prose: Path, tmp_pat
     assert load_model(out).config.vocab_size == Tokenizer.load(vocabulary).vocab_size
 
 
+@pytest.fixture(scope="module")
+def english(prose: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer that knows the other corpus."""
+    out = tmp_path_factory.mktemp("english")
+    train_tokenizer(TokenizerConfig(corpus=prose, vocab_size=320, character_coverage=1.0), out, Reporter())
+    return out
+
+
+def test_new_rows_that_learn_alone_beat_means_and_move_nothing_else(
+    start: Path, prose: Path, english: Path, tmp_path: Path
+) -> None:
+    rate = OptimizerConfig(lr=0.02)
+    config = PretrainConfig(
+        corpus=prose, model=start, tokenizer=english, steps=20, new_token_steps=20, optimizer=rate, **PLAIN
+    )
+    summary = pretrain.run(config, tmp_path, Reporter())
+    means = float(summary["corpus_bits_per_character_with_new_tokens"])
+    assert float(summary["corpus_bits_per_character_after"]) < 0.8 * means
+    expected = load_model(start)
+    added = adopt_vocabulary(expected, Tokenizer.load(start), Tokenizer.load(english))
+    kept = [id_ for id_ in range(expected.config.vocab_size) if id_ not in added]
+    for (name, weight), (_, learned) in zip(
+        expected.named_parameters(), load_model(tmp_path).named_parameters(), strict=True
+    ):
+        if name in ("embed_tokens.weight", "lm_head.weight"):
+            assert not torch.equal(weight[added], learned[added])
+            weight, learned = weight[kept], learned[kept]
+        assert torch.equal(weight, learned), name
+
+
+def test_after_their_steps_everything_learns(start: Path, prose: Path, english: Path, tmp_path: Path) -> None:
+    config = PretrainConfig(corpus=prose, model=start, tokenizer=english, steps=6, new_token_steps=5, **PLAIN)
+    pretrain.run(config, tmp_path, Reporter())
+    before, after = load_model(start), load_model(tmp_path)
+    assert not torch.equal(before.norm.weight, after.norm.weight)
+
+
 @pytest.mark.parametrize("share", [float("nan"), -0.1, 0.0, 1.0, float("inf")])
 def test_a_share_that_is_none_is_refused(share: float) -> None:
     with pytest.raises(ValidationError, match="replay_share"):
@@ -146,6 +184,14 @@ def test_what_cannot_be_continued_is_refused(start: Path, corpus_folder: Path, t
         PretrainConfig(corpus="a", steps=1)
     with pytest.raises(ValidationError, match="dim is the model's own"):
         PretrainConfig(corpus="a", model="b", dim=64, steps=1)
+    with pytest.raises(ValidationError, match="new_token_steps is for a model that gets another tokenizer"):
+        PretrainConfig(corpus="a", model="b", new_token_steps=5, steps=10)
+    with pytest.raises(InputError, match="new_token_steps=5 has nothing to do"):
+        pretrain.run(
+            PretrainConfig(corpus=corpus_folder, model=start, tokenizer=start, new_token_steps=5, steps=9, **PLAIN),
+            tmp_path,
+            Reporter(),
+        )
     with pytest.raises(InputError, match="context=100 exceeds the model's 64"):
         pretrain.run(
             PretrainConfig(corpus=corpus_folder, model=start, steps=1, **(PLAIN | {"context": 100})),

@@ -109,6 +109,8 @@ class PretrainConfig(TrainConfig):
     """Needed for a fresh model. For one that exists, its own, or a larger one whose new tokens it is to learn."""
     model: ModelFolder | None = None
     """Continue from this model, whose shape then holds; the learning rate warms up again."""
+    new_token_steps: int = Field(default=0, ge=0)
+    """New tokens begin as the mean of their pieces; for so many steps their rows then learn alone, all else frozen."""
     replay: Corpus | None = None
     """What the model knew before: mixed in against forgetting, which is measured on its validation split."""
     replay_share: float = Field(default=0.1, gt=0, lt=1, allow_inf_nan=False)
@@ -141,6 +143,8 @@ class PretrainConfig(TrainConfig):
             raise ValueError("give tokenizer for a fresh model, or model to continue from one")
         if self.model is None and self.replay is not None:
             raise ValueError("replay is for a model that exists; give model, or leave replay out")
+        if self.new_token_steps and (self.model is None or self.tokenizer is None):
+            raise ValueError("new_token_steps is for a model that gets another tokenizer; give both, or leave it out")
         if self.index is not None and self.replay is not None:
             raise ValueError("index and replay exclude each other")
         if self.index is None and "retrieval" in self.model_fields_set:

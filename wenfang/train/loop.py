@@ -175,6 +175,8 @@ class _Run:
             for name, value in sums.items():
                 metrics.setdefault(name, []).append(value / count)
         self._workers.add_gradients(self._model)
+        if self._task.new_tokens is not None:
+            self._task.new_tokens.learn_alone(self._model, progress.step)
         # Reading a number waits for the device, so all are read once everything is under way.
         loss, *means = self._workers.sums([sum(map(float, values)) for values in (losses, *metrics.values())])
         named = dict(zip(metrics, means, strict=True))

@@ -18,6 +18,7 @@ from wenfang.train.config import TrainConfig
 from wenfang.train.loss import cross_entropy_sum
 from wenfang.train.packing import IGNORED, Packed
 from wenfang.train.placement import choose, native_bf16
+from wenfang.train.vocabulary import NewTokens
 
 RowNumbers = NDArray[np.int64]
 
@@ -77,6 +78,8 @@ class Task:
     objective: Objective
     measure: Objective
     """What is reported on the validation data: the objective without its regularisers."""
+    new_tokens: NewTokens | None = None
+    """Whose rows learn before anything else does."""
 
 
 @dataclass(frozen=True)

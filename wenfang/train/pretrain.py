@@ -1,5 +1,6 @@
 """The stage `train.pretrain`: a corpus and a tokenizer become a model, or a model learns a further corpus."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +24,7 @@ from wenfang.train.packing import tell_waste
 from wenfang.train.placement import choose, placed
 from wenfang.train.realm import MarginalLikelihood, continuations
 from wenfang.train.retrieval import look_up, open_index, read_pieces, retro_config, with_retrieval
-from wenfang.train.vocabulary import adopt_vocabulary
+from wenfang.train.vocabulary import NewTokens, adopt_vocabulary
 
 
 def run(config: PretrainConfig, out: Path, report: Reporter) -> Summary:
@@ -48,7 +49,13 @@ def run(config: PretrainConfig, out: Path, report: Reporter) -> Summary:
         model, known = load_model(config.model), Tokenizer.load(config.model)
         check_fit(config, model, known)
         summary |= _knowledge(model, known, config, out, report, "before")
-        summary["new_tokens"] = adopt_vocabulary(model, known, tokenizer)
+        added = adopt_vocabulary(model, known, tokenizer)
+        summary["new_tokens"] = len(added)
+        if config.new_token_steps and not added:
+            raise _nothing_new(config)
+        if added:
+            summary |= _knowledge(model, tokenizer, config, out, report, "with_new_tokens")
+            task = replace(task, new_tokens=NewTokens(added, config.new_token_steps))
     if index is not None and config.retrieval.method == "retro":
         model = with_retrieval(model, retro_config(config.retrieval, index.chunk))
     summary["parameters"] = model.config.parameters
@@ -132,13 +139,24 @@ def check_fit(config: PretrainConfig, model: Decoder, tokenizer: Tokenizer) -> N
         )
 
 
+def _nothing_new(config: PretrainConfig) -> InputError:
+    name = str(config.tokenizer)
+    return InputError(
+        say(
+            zh=f"{name!r} 沒有模型不認識的 token，new_token_steps={config.new_token_steps} 無事可做。請拿掉它。",
+            en=f"{name!r} has no token that the model does not know, so new_token_steps={config.new_token_steps} has "
+            "nothing to do. Leave it out.",
+        )
+    )
+
+
 def _knowledge(
     model: Decoder,
     tokenizer: Tokenizer,
     config: PretrainConfig,
     out: Path,
     report: Reporter,
-    when: Literal["before", "after"],
+    when: Literal["before", "with_new_tokens", "after"],
 ) -> Summary:
     """Bits per character on the validation data: what was learned, and what of `replay` was forgotten. They compare
     across vocabularies."""
