@@ -1,5 +1,6 @@
 """Continuous batching: requests join and leave one running batch, each with its own way of choosing tokens."""
 
+import atexit
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -77,6 +78,7 @@ class Engine:
         release_threads()  # The engine's thread has its own.
         self._thread = threading.Thread(target=self._run, name=f"engine-{name}", daemon=True)
         self._thread.start()
+        atexit.register(self.close)  # A thread that Python ends in the midst of torch's code takes the process with it.
 
     @classmethod
     def load(
@@ -191,6 +193,7 @@ class Engine:
             self._closing = True
             self._changed.notify()
         self._thread.join()
+        atexit.unregister(self.close)
 
     def _generation(
         self, prompt: Sequence[int], params: SamplingParams, adapter: str | None, offset: int = 0

@@ -14,7 +14,7 @@ from wenfang.model.decoder import Decoder
 from wenfang.model.folder import load_config, load_model
 from wenfang.model.linear import Linear
 from wenfang.native.pages import LargePages
-from wenfang.native.quantized import MOST_INPUTS, Bits, PackedWeight, linear, pack, packed_bytes, unpack
+from wenfang.native.quantized import MOST_INPUTS, Bits, PackedWeight, linear, look_up, pack, packed_bytes, unpack
 
 Quantization = Literal["int8", "int4"]
 _BITS: dict[Quantization, Bits] = {"int8": 8, "int4": 4}
@@ -56,6 +56,22 @@ class QuantizedLinear(nn.Module):
         return PackedWeight(self.bits, self.out_features, self.in_features, self.codes, self.scales)
 
 
+class QuantizedEmbedding(nn.Module):
+    """Tokens looked up in an output projection that is tied to their table, of which no other copy is kept.
+
+    Args:
+        table: the projection's weight.
+    """
+
+    def __init__(self, table: PackedWeight) -> None:
+        super().__init__()
+        self.table = table
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """The tokens' fp32 rows, one more dimension than `ids`."""
+        return look_up(self.table, ids)
+
+
 def bits_of(projection: str, quantization: Quantization) -> Bits:
     """Of each weight of a projection, by its name in the decoder; the output projection, which suffers most, has 8."""
     return 8 if projection == "lm_head" else _BITS[quantization]
@@ -63,8 +79,7 @@ def bits_of(projection: str, quantization: Quantization) -> Bits:
 
 @torch.no_grad()
 def quantize(model: Decoder, quantization: Quantization) -> Decoder:
-    """Replace every projection of `model` in place; the rest becomes bf16. A tied embedding stays as well, for looking
-    tokens up.
+    """Replace every projection of `model` in place; the rest becomes bf16. A tied table is looked up in the projection.
 
     Raises:
         ModelError: the model has experts, latent attention or recurrent layers, whose weights are not all projections.
@@ -81,6 +96,9 @@ def quantize(model: Decoder, quantization: Quantization) -> Decoder:
     for name, module in projections.items():
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, QuantizedLinear(module, bits_of(name, quantization), room))
+    if model.config.tie_embeddings:
+        assert isinstance(model.lm_head, QuantizedLinear)
+        model.set_submodule("embed_tokens", QuantizedEmbedding(model.lm_head.packed))
     for weight in model.parameters():  # What is left lets go of the file that all were mapped from.
         weight.data = weight.data.clone()
     return model
