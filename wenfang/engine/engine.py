@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from wenfang.core.allocator import return_freed_memory
 from wenfang.core.errors import InputError, WenfangError
 from wenfang.core.language import say
 from wenfang.engine.batch import Batch
@@ -96,6 +97,7 @@ class Engine:
         """
         model = load_model(folder) if quantize is None else load_quantized(folder, quantize)
         tokenizer = load_tokenizer(folder, model_vocab_size=model.config.vocab_size)
+        return_freed_memory()  # Reading both takes more than either.
         return cls(model, tokenizer, name=folder.resolve().name, max_batch=max_batch, speculation=speculation)
 
     def stream(self, prompt: Sequence[int], params: SamplingParams, *, adapter: str | None = None) -> Stream:
