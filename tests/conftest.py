@@ -5,11 +5,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import settings
 
 from wenfang.core.report import Reporter
 from wenfang.text.verse import Document, Plan, check_verse
 from wenfang.tokenizer.train import TokenizerConfig
 from wenfang.tokenizer.train import run as train_tokenizer
+
+settings.register_profile("any machine", deadline=None)  # Timings on a busy machine say nothing.
+settings.load_profile("any machine")
 
 POEMS = {
     "登鸛雀樓": "白日依山盡，黃河入海流。\n欲窮千里目，更上一層樓。",

@@ -70,7 +70,7 @@ class Pool(RuleBasedStateMachine):
             assert held[: sequence.computed] == sequence.tokens[: sequence.computed]
 
 
-Pool.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+Pool.TestCase.settings = settings(max_examples=60, stateful_step_count=30)
 TestPool = Pool.TestCase
 
 

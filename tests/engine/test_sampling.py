@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import (
     LogitsProcessorList,
@@ -104,7 +104,6 @@ RULES = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None)  # Timings on a busy machine say nothing.
 @given(rules=st.lists(RULES, min_size=1, max_size=5), salt=st.integers(0, 99))
 def test_a_row_among_others_equals_the_row_alone(rules: list[dict], salt: int) -> None:
     logits = torch.randn(len(rules), 64, generator=torch.Generator().manual_seed(salt)) * 2

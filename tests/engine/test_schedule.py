@@ -115,7 +115,7 @@ def test_every_schedule_gives_the_texts_of_one_request_at_a_time(
     # One context fits, a full batch does not: requests must step back for each other.
     crowded = Engine(decoder, tokenizer, name="crowded", max_batch=4, cache_tokens=128)
 
-    @settings(max_examples=8, deadline=None, phases=[Phase.reuse, Phase.generate])
+    @settings(max_examples=8, phases=[Phase.reuse, Phase.generate])
     @given(requests=REQUESTS)
     def any_schedule(requests: list[dict]) -> None:
         answers = at_once(crowded, requests)

@@ -80,7 +80,7 @@ def write(grammar: Grammar, compiler: GrammarCompiler, tokenizer: Tokenizer, see
     return None
 
 
-@settings(max_examples=25, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(SCHEMAS, st.integers(0, 99))
 def test_whatever_is_written_fulfils_the_schema(
     compiler: GrammarCompiler, tokenizer: Tokenizer, schema: dict, seed: int

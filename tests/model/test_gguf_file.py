@@ -84,7 +84,7 @@ def test_a_lying_file_is_refused(content: bytes, told: str, tmp_path: Path) -> N
 
 
 @given(data=st.data())
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_damage_to_a_header_is_survived(data: st.DataObject, tmp_path: Path) -> None:
     """Whatever bytes are changed or cut: the file opens with tensors inside it, or a ModelError says why not."""
     keys = [key("a", ARRAY, struct.pack("<IQ", STRING, 2) + text("x") + text("yz")), key("b", FLOAT32, bytes(4))]

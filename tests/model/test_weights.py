@@ -232,7 +232,7 @@ loose_entry = st.fixed_dictionaries(
     body=st.binary(max_size=40),
     cut=st.integers(min_value=0, max_value=8),
 )
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_header_is_read_as_the_library_reads_it_or_refused(header, body: bytes, cut: int, tmp_path: Path) -> None:
     """Nothing but ModelError comes out, and whatever is accepted the format's own library reads alike."""
     path = write_raw(tmp_path / "model.safetensors", header, body)
@@ -246,7 +246,7 @@ def test_any_header_is_read_as_the_library_reads_it_or_refused(header, body: byt
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_well_formed_files_are_all_accepted(data: st.DataObject, tmp_path: Path) -> None:
     shape = st.lists(st.integers(0, 4), max_size=3)
     shapes = data.draw(st.dictionaries(st.text(min_size=1, max_size=4), shape, max_size=12))

@@ -69,6 +69,17 @@ def test_zeros_and_the_largest_numbers_stay_what_they_are(bits: Bits) -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_sums_of_a_group_do_not_overflow(bits: Bits, sign: int) -> None:
+    weight = torch.ones(16, 64)
+    weight[:, ::32] = 0.0
+    x = sign * torch.ones(1, 64)
+    packed = pack(weight, bits)
+    torch.testing.assert_close(linear(x, packed), x @ unpack(packed).T, rtol=1e-5, atol=0.0)
+
+
+@needs_compiler
 @pytest.mark.parametrize("processor", ["haswell", "x86-64"])
 def test_processors_without_these_instructions_compute_the_same(
     processor: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

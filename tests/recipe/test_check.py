@@ -216,13 +216,13 @@ _SPACES = ("\n", "\n  ", "\n    ", ": ", "- ", "\t", "詩", "\u2028", "\ud800", 
 _words = st.sampled_from((*_WORDS.split(" "), *_SPACES))
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(words=st.lists(_words, max_size=30))
 def test_no_text_makes_the_check_stumble(place: Path, words: list[str]) -> None:
     _try(place, "".join(words).encode("utf-8", "surrogatepass"))
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     at=st.integers(0, len(RECIPE)),
     cut=st.integers(0, 12),
@@ -232,7 +232,7 @@ def test_no_damage_to_a_sound_recipe_makes_the_check_stumble(place: Path, at: in
     _try(place, (RECIPE[:at] + put + RECIPE[at + cut :]).encode())
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(argument=st.text(string.ascii_letters + ".=[]{}:$\"'-1 ", max_size=20).map(lambda text: f"base.{text}"))
 def test_no_override_makes_the_check_stumble(place: Path, argument: str) -> None:
     _try(place, RECIPE.encode(), argument)

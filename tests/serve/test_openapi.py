@@ -33,7 +33,7 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict
 
 
 @schema.parametrize()
-@settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=5, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_the_server_keeps_to_its_description(case, locked) -> None:
     url, headers = locked
     left_out = [check for check in CHECKS.get_all() if check.__name__ == "positive_data_acceptance"]

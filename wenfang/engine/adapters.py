@@ -133,7 +133,7 @@ class Adapters:
                         "(`wenfang train merge-adapter`)",
                     ),
                 )
-        dtype = self._model.embed_tokens.weight.dtype
+        dtype = self._model.dtype
         deltas = {module: _delta(self._projections[module], parts, dtype) for module, parts in weights.items()}
         for module in deltas:
             if not isinstance(self._model.get_submodule(module), RoutedLinear):

@@ -46,7 +46,7 @@ class PagedCache:
     """
 
     def __init__(self, model: Decoder, layers: Iterable[int], blocks: int, rows: int) -> None:
-        weight, places = model.embed_tokens.weight, (blocks + 1) * BLOCK
+        weight, places = next(model.parameters()), (blocks + 1) * BLOCK
         heads, key_width, value_width = model.config.kv_shape()
         self.keys_PGK: dict[int, Tensor] = {}
         self.values_PGV: dict[int, Tensor] = {}
@@ -75,7 +75,7 @@ def affordable_blocks(model: Decoder, wanted: int) -> int:
 def _token_bytes(model: Decoder) -> int:
     """Of one token in one layer."""
     heads, key_width, value_width = model.config.kv_shape()
-    return heads * (key_width + value_width) * model.embed_tokens.weight.element_size()
+    return heads * (key_width + value_width) * model.dtype.itemsize
 
 
 def _zeros(like: Tensor, *shape: int) -> Tensor:

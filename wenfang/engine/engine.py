@@ -1,5 +1,6 @@
 """Continuous batching: requests join and leave one running batch, each with its own way of choosing tokens."""
 
+import atexit
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from wenfang.core.allocator import return_freed_memory
 from wenfang.core.errors import InputError, WenfangError
 from wenfang.core.language import say
 from wenfang.engine.batch import Batch
@@ -77,6 +79,7 @@ class Engine:
         release_threads()  # The engine's thread has its own.
         self._thread = threading.Thread(target=self._run, name=f"engine-{name}", daemon=True)
         self._thread.start()
+        atexit.register(self.close)  # A thread that Python ends in the midst of torch's code takes the process with it.
 
     @classmethod
     def load(
@@ -94,6 +97,7 @@ class Engine:
         """
         model = load_model(folder) if quantize is None else load_quantized(folder, quantize)
         tokenizer = load_tokenizer(folder, model_vocab_size=model.config.vocab_size)
+        return_freed_memory()  # Reading both takes more than either.
         return cls(model, tokenizer, name=folder.resolve().name, max_batch=max_batch, speculation=speculation)
 
     def stream(self, prompt: Sequence[int], params: SamplingParams, *, adapter: str | None = None) -> Stream:
@@ -191,6 +195,7 @@ class Engine:
             self._closing = True
             self._changed.notify()
         self._thread.join()
+        atexit.unregister(self.close)
 
     def _generation(
         self, prompt: Sequence[int], params: SamplingParams, adapter: str | None, offset: int = 0

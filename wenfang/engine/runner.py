@@ -38,7 +38,7 @@ class Runner:
         weights = model.named_parameters(remove_duplicate=False)
         products = [w for name, w in weights if w.ndim == 2 and not name.startswith("embed_")]
         shapes = {(w.shape[1], min(w.shape[0], _PROBED_OUTPUTS)) for w in products}
-        self._dtype = model.embed_tokens.weight.dtype
+        self._dtype = model.dtype
         self._rows = independent_rows(self._dtype, shapes)
         self._model = model
         self.config = model.config

@@ -87,6 +87,11 @@ class Decoder(nn.Module):
         if config.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, or of those that are not quantised."""
+        return next(self.parameters()).dtype
+
     @torch.no_grad()
     def initialise(self) -> None:
         """Draw fresh weights: N(0, 0.02²) embeddings, Xavier-like projections, zero output projections, so that
@@ -105,7 +110,7 @@ class Decoder(nn.Module):
 
     def embed(self, ids_BT: Tensor, dtype: torch.dtype) -> Tensor:
         """The tokens' embeddings x_BTD, to which `hidden` adds what depends on positions."""
-        x_BTD = F.embedding(ids_BT, self.embed_tokens.weight).to(dtype)
+        x_BTD = self.embed_tokens(ids_BT).to(dtype)
         scale = self.config.embedding_scale
         # Gemma was trained with the scale rounded to the activations' dtype.
         return x_BTD if scale is None else x_BTD * torch.tensor(scale, dtype=dtype, device=x_BTD.device)
@@ -158,7 +163,7 @@ class Decoder(nn.Module):
 
     def forward(self, inputs: Tensor, positions_BT: Tensor, memory: Memory) -> Tensor:
         """Next-token logits_BTV in the dtype of the weights."""
-        return self.logits(self.hidden(inputs, positions_BT, memory, self.embed_tokens.weight.dtype))
+        return self.logits(self.hidden(inputs, positions_BT, memory, self.dtype))
 
     def look_ahead(self, x_BTD: Tensor, inputs: Tensor, positions_BT: Tensor, memory: Memory) -> Iterator[Tensor]:
         """Final states that predict two tokens on, three tokens on, … from those of `hidden`, whose `inputs` these are;

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,22 +71,42 @@ def load_config(folder: Path) -> DecoderConfig:
 
 
 def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> Decoder:
-    """Open a model folder or GGUF file, strictly: every tensor there, none besides, each of its shape.
+    """Open a model folder or GGUF file, strictly: every tensor there, none besides, each of its shape. Memory is taken
+    only for what must be converted.
 
     Raises:
         InputError, ModelError: as `load_config`, or the weights are missing, damaged or do not fit.
     """
-    if folder.is_file():
-        from wenfang.model.gguf import load_gguf
+    model, tensors = open_model(folder, dtype=dtype)
+    state = dict(tensors)
+    if model.config.tie_embeddings:
+        state["lm_head.weight"] = state["embed_tokens.weight"]
+    model.load_state_dict(state, strict=True, assign=True)
+    if model.config.tie_embeddings:
+        model.lm_head.weight = model.embed_tokens.weight
+    return model
 
-        return load_gguf(folder, dtype=dtype)
+
+def open_model(folder: Path, *, dtype: torch.dtype) -> tuple[Decoder, Iterator[tuple[str, Tensor]]]:
+    """The decoder of a model folder or GGUF file without memory for its weights, and its weights in `dtype` by name,
+    each read when its turn comes; a tied head is the embedding.
+
+    Raises:
+        InputError, ModelError: as `load_model`; what is wrong with a tensor's numbers only at its turn.
+    """
+    if folder.is_file():
+        from wenfang.model.gguf import open_gguf
+
+        return open_gguf(folder, dtype=dtype)
     config = load_config(folder)
     family = family_of(read_json(folder / "config.json"))
-    return build_model(config, family, SafetensorsFolder(folder), dtype=dtype)
+    return match_weights(config, family, SafetensorsFolder(folder), dtype=dtype)
 
 
-def build_model(config: DecoderConfig, family: Family, source: TensorSource, *, dtype: torch.dtype) -> Decoder:
-    """A decoder that holds the tensors of `source` in `dtype`; memory is taken only for what must be converted.
+def match_weights(
+    config: DecoderConfig, family: Family, source: TensorSource, *, dtype: torch.dtype
+) -> tuple[Decoder, Iterator[tuple[str, Tensor]]]:
+    """As `open_model`, for tensors wherever they are.
 
     Raises:
         ModelError: the tensors do not fit the config, one for one.
@@ -93,13 +114,7 @@ def build_model(config: DecoderConfig, family: Family, source: TensorSource, *, 
     model = skeleton(config, len(source.shapes))
     names = tensor_map(family, model)
     located = check_tensors(source, names, tied_head=config.tie_embeddings)
-    state = dict(names.from_checkpoint(lambda name: read_tensor(source, located[name], dtype)))
-    if config.tie_embeddings:
-        state["lm_head.weight"] = state["embed_tokens.weight"]
-    model.load_state_dict(state, strict=True, assign=True)
-    if config.tie_embeddings:
-        model.lm_head.weight = model.embed_tokens.weight
-    return model
+    return model, names.from_checkpoint(lambda name: read_tensor(source, located[name], dtype))
 
 
 def skeleton(config: DecoderConfig, tensor_count: int) -> Decoder:

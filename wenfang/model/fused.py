@@ -34,7 +34,7 @@ def can_fuse(model: Decoder) -> bool:
         any(rope and rope.scaling and rope.scaling.type in ("dynamic", "longrope") for rope in config.ropes),
     )
     quantised = isinstance(model.lm_head, QuantizedLinear)
-    return quantised and not any(odd) and model.embed_tokens.weight.dtype == torch.bfloat16 and step() is not None
+    return quantised and not any(odd) and model.dtype == torch.bfloat16 and step() is not None
 
 
 class FusedDecoder:

@@ -201,7 +201,7 @@ def _skeleton(config: DecoderConfig, dtype: torch.dtype) -> Decoder:
 
 def _forward(model: Decoder, length: int, memory: Memory) -> None:
     positions_1T = torch.arange(length)[None]
-    states_1TD = model.hidden(torch.zeros_like(positions_1T), positions_1T, memory, model.embed_tokens.weight.dtype)
+    states_1TD = model.hidden(torch.zeros_like(positions_1T), positions_1T, memory, model.dtype)
     model.logits(states_1TD[:, -1:])
 
 

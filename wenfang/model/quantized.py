@@ -1,20 +1,20 @@
 """A decoder whose projections rest in eight or four bits, for generation on the CPU."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from wenfang.core.allocator import return_freed_memory
 from wenfang.core.errors import ModelError
 from wenfang.core.language import say
 from wenfang.model.config import DecoderConfig
 from wenfang.model.decoder import Decoder
-from wenfang.model.folder import load_config, load_model
+from wenfang.model.folder import load_config, open_model
 from wenfang.model.linear import Linear
 from wenfang.native.pages import LargePages
-from wenfang.native.quantized import MOST_INPUTS, Bits, PackedWeight, linear, pack, packed_bytes, unpack
+from wenfang.native.quantized import MOST_INPUTS, Bits, PackedWeight, linear, look_up, pack, packed_bytes, unpack
 
 Quantization = Literal["int8", "int4"]
 _BITS: dict[Quantization, Bits] = {"int8": 8, "int4": 4}
@@ -56,21 +56,51 @@ class QuantizedLinear(nn.Module):
         return PackedWeight(self.bits, self.out_features, self.in_features, self.codes, self.scales)
 
 
+class QuantizedEmbedding(nn.Module):
+    """Tokens looked up in an output projection that is tied to their table, of which no other copy is kept.
+
+    Args:
+        table: the projection's weight.
+    """
+
+    def __init__(self, table: PackedWeight) -> None:
+        super().__init__()
+        self.table = table
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """The tokens' fp32 rows, one more dimension than `ids`."""
+        return look_up(self.table, ids)
+
+
 def bits_of(projection: str, quantization: Quantization) -> Bits:
     """Of each weight of a projection, by its name in the decoder; the output projection, which suffers most, has 8."""
     return 8 if projection == "lm_head" else _BITS[quantization]
 
 
-@torch.no_grad()
 def quantize(model: Decoder, quantization: Quantization) -> Decoder:
-    """Replace every projection of `model` in place; the rest becomes bf16. A tied embedding stays as well, for looking
-    tokens up.
+    """Replace every projection of `model` in place; the rest becomes bf16. A tied table is looked up in the projection.
 
     Raises:
         ModelError: the model has experts, latent attention or recurrent layers, whose weights are not all projections.
     """
+    names = [name for name, _ in model.named_parameters()]
+    return _quantize(model, ((name, model.get_parameter(name)) for name in names), quantization)
+
+
+def load_quantized(path: Path, quantization: Quantization) -> Decoder:
+    """Open a model folder or GGUF file and quantise it, one weight after the other.
+
+    Raises:
+        InputError, ModelError: as `load_model` and `quantize`.
+    """
+    check_quantizable(load_config(path))
+    return _quantize(*open_model(path, dtype=torch.bfloat16), quantization)
+
+
+@torch.no_grad()
+def _quantize(model: Decoder, tensors: Iterable[tuple[str, Tensor]], quantization: Quantization) -> Decoder:
+    """Give the decoder its tensors, rounded one by one, so that few are in memory in two forms."""
     check_quantizable(model.config)
-    model.to(torch.bfloat16)
     projections = {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
     sizes = [
         packed_bytes(module.out_features, module.in_features, bits_of(name, quantization))
@@ -78,23 +108,21 @@ def quantize(model: Decoder, quantization: Quantization) -> Decoder:
     ]
     # Room for all is made first: packed elsewhere and then moved, they would be in memory twice.
     room = LargePages([size for pair in sizes for size in pair])
-    for name, module in projections.items():
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, QuantizedLinear(module, bits_of(name, quantization), room))
-    for weight in model.parameters():  # What is left lets go of the file that all were mapped from.
-        weight.data = weight.data.clone()
-    return model
-
-
-def load_quantized(path: Path, quantization: Quantization) -> Decoder:
-    """Open a model folder or GGUF file and quantise it.
-
-    Raises:
-        InputError, ModelError: as `load_model` and `quantize`.
-    """
-    check_quantizable(load_config(path))
-    model = quantize(load_model(path, dtype=torch.bfloat16), quantization)
-    return_freed_memory()
+    tied = model.config.tie_embeddings
+    waiting = {name: {part for part, _ in module.named_parameters()} for name, module in projections.items()}
+    for name, tensor in tensors:
+        owner, _, part = ("lm_head.weight" if tied and name == "embed_tokens.weight" else name).rpartition(".")
+        # A copy lets go of the file that all are mapped from.
+        weight = nn.Parameter(tensor.to(torch.bfloat16, copy=owner not in projections), requires_grad=False)
+        setattr(model.get_submodule(owner), part, weight)
+        if owner in projections:
+            waiting[owner].remove(part)
+            if not waiting[owner]:
+                linear = QuantizedLinear(projections.pop(owner), bits_of(owner, quantization), room)
+                model.set_submodule(owner, linear)
+    if tied:
+        assert isinstance(model.lm_head, QuantizedLinear)
+        model.set_submodule("embed_tokens", QuantizedEmbedding(model.lm_head.packed))
     return model
 
 

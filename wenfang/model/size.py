@@ -50,6 +50,8 @@ def loaded_bytes(config: DecoderConfig, quantization: Quantization | None) -> in
     check_quantizable(config)
     model, total = _skeleton(config), 0
     rest = dict(model.named_parameters(remove_duplicate=False))
+    if config.tie_embeddings:
+        del rest["embed_tokens.weight"]
     for name, module in model.named_modules():
         if isinstance(module, Linear):
             del rest[f"{name}.weight"]

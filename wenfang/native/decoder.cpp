@@ -13,11 +13,12 @@
 #include <cmath>
 #include <omp.h>
 #include <sched.h>
+#include <utility>
 #include <vector>
 
 namespace {
 
-constexpr int BLOCK = 16;    // Tokens in a block of the cache; as many as LANES.
+constexpr int BLOCK = 16;    // Tokens in a block of the cache.
 constexpr int FETCHED = 4;   // Blocks asked for ahead of their use.
 constexpr int TOGETHER = 4;  // Neighbouring tokens of a sequence whose queries look at the keys together.
 
@@ -51,32 +52,41 @@ floats greater(floats a, floats b) { return a > b ? a : b; }
 
 // eˣ to a few units in the last place; 0 below the normal numbers (Cody & Waite's reduction, a polynomial of degree 6).
 floats exponential(floats x) {
-  const floats bounded = greater(x, floats{} - 87.0f);
-  const floats shifted = bounded * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;  // Rounds to a whole number.
-  const floats r = bounded - n * 0.693359375f + n * 2.12194440e-4f;
+  const floats bounded = greater(x, floats{} - 87.0f), magic = floats{} + 12582912.0f;
+  const floats n = add_product(magic, bounded, floats{} + 1.44269504f) - magic;  // Rounds to a whole number.
+  const floats most = add_product(bounded, n, floats{} - 0.693359375f);
+  const floats r = add_product(most, n, floats{} + 2.12194440e-4f);
   floats p = floats{} + 1.9875691e-4f;
-  for (float c : {1.3981999e-3f, 8.3334519e-3f, 4.1665796e-2f, 1.6666665e-1f, 0.5f}) p = p * r + c;
-  const floats y = p * r * r + r + 1.0f;
+  for (float c : {1.3981999e-3f, 8.3334519e-3f, 4.1665796e-2f, 1.6666665e-1f, 0.5f}) p = add_product(floats{} + c, p, r);
+  const floats y = add_product(r, p * r, r) + 1.0f;
   const floats power = (floats)((__builtin_convertvector(n, ints) + 127) << 23);
   return x < -87.0f ? floats{} : y * power;
 }
 
+using Lanes = std::make_integer_sequence<int, WIDTH>;
+
 // v[2i] + v[2i + 1] of a, then of b.
-floats add_pairs(floats a, floats b) {
-  const ints even = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
-  return __builtin_shuffle(a, b, even) + __builtin_shuffle(a, b, even + 1);
+template <int... I>
+floats add_pairs(floats a, floats b, std::integer_sequence<int, I...>) {
+  return __builtin_shuffle(a, b, ints{2 * I...}) + __builtin_shuffle(a, b, ints{2 * I + 1 ...});
 }
 
-// The sum of each vector, in order.
+// The sum of each of WIDTH vectors, in order.
 floats sums(floats* v) {
-  for (int count = LANES; count > 1; count /= 2)
-    for (int i = 0; i < count / 2; ++i) v[i] = add_pairs(v[2 * i], v[2 * i + 1]);
+  for (int count = WIDTH; count > 1; count /= 2)
+    for (int i = 0; i < count / 2; ++i) v[i] = add_pairs(v[2 * i], v[2 * i + 1], Lanes());
   return v[0];
+}
+
+// first, first + 1, …
+template <int... I>
+ints from(int first, std::integer_sequence<int, I...>) {
+  return ints{I...} + first;
 }
 
 float sum(floats v) {
   float total = 0;
-  for (int lane = 0; lane < LANES; ++lane) total += v[lane];
+  for (int lane = 0; lane < WIDTH; ++lane) total += v[lane];
   return total;
 }
 
@@ -89,7 +99,7 @@ bf16 narrow(float x) {  // To the nearest, ties to even.
 void normalise(const float* x, const float* weight, int width, float eps, float* out) {
   floats squares = {};
   int i = 0;
-  for (; i + LANES <= width; i += LANES) squares += read<floats>(x + i) * read<floats>(x + i);
+  for (; i + WIDTH <= width; i += WIDTH) squares = add_product(squares, read<floats>(x + i), read<floats>(x + i));
   float total = sum(squares);
   for (; i < width; ++i) total += x[i] * x[i];
   const float factor = 1 / std::sqrt(total / float(width) + eps);
@@ -198,7 +208,7 @@ std::vector<std::pair<int, int>> neighbours(const Call& call) {
 class Step {
  public:
   Step(const Decoder& d, const Call& call, Buffers& b, Team& team)
-      : d_(d), call_(call), b_(b), team_(team), runs_(neighbours(call)), panel_(call.rows),
+      : d_(d), call_(call), b_(b), team_(team), runs_(neighbours(call)), panel_(call.rows * LANES),
         line_(std::max(d.dim, d.heads * d.head_dim)) {}
 
   static constexpr int PHASES = 12;  // In a layer, with a norm after each sublayer.
@@ -240,7 +250,7 @@ class Step {
   void activate(int row) {
     float *gate = b_.hidden.get() + std::size_t(row) * d_.hidden, *up = b_.up.get() + std::size_t(row) * d_.hidden;
     int i = 0;
-    for (; i + LANES <= d_.hidden; i += LANES)
+    for (; i + WIDTH <= d_.hidden; i += WIDTH)
       write(gate + i, combine(read<floats>(gate + i), read<floats>(up + i), d_.gelu));
     if (i < d_.hidden) {
       floats last = {}, last_up = {};
@@ -286,7 +296,7 @@ class Step {
       multiply(weight, panel, from, call_.rows, panel_.data());
       const int first = panel * LANES, kept = std::min(LANES, weight.outputs - first);
       for (int row = 0; row < call_.rows; ++row)
-        for (int i = 0; i < kept; ++i) x(row)[first + i] += panel_[row][i];
+        for (int i = 0; i < kept; ++i) x(row)[first + i] += panel_[row * LANES + i];
     });
   }
 
@@ -372,14 +382,17 @@ class Step {
         floats products[Q][BLOCK];
         for (int k = 0; k < BLOCK; ++k, keys += d_.kv_heads * d_.head_dim) {
           floats product[Q] = {};
-          for (int i = 0; i < d_.head_dim; i += LANES) {
+          for (int i = 0; i < d_.head_dim; i += WIDTH) {
             const floats key = widen(keys + i);
-            for (int n = 0; n < Q; ++n) product[n] += read<floats>(b_.q.get() + head_at(run.first, g, m + n) + i) * key;
+            for (int n = 0; n < Q; ++n)
+              product[n] = add_product(product[n], read<floats>(b_.q.get() + head_at(run.first, g, m + n) + i), key);
           }
           for (int n = 0; n < Q; ++n) products[n][k] = product[n];
         }
         for (int n = 0; n < Q; ++n)
-          write(&scores_[(m + n) * S + s], see(l, sums(products[n]), begin + s, row_of(run.first, m + n)));
+          for (int k = 0; k < BLOCK; k += WIDTH)
+            write(&scores_[(m + n) * S + s + k],
+                  see(l, sums(products[n] + k), begin + s + k, row_of(run.first, m + n)));
       }
     return m;
   }
@@ -390,7 +403,7 @@ class Step {
       const floats z = scores * (2 / d_.softcap);
       scores = d_.softcap - 2 * d_.softcap / (1.0f + exponential(z));
     }
-    const ints at = ints{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + first;
+    const ints at = from(first, Lanes());
     const int own = call_.positions[row], oldest = l.window ? own - l.window + 1 : 0;
     return (at > own) | (at < oldest) ? floats{} - INFINITY : scores;
   }
@@ -398,17 +411,17 @@ class Step {
   // Scores into weights that sum to 1, or less where a sink takes its share.
   void soften(const Layer& l, float* scores, std::size_t S, int head) const {
     floats highest = floats{} - INFINITY;
-    for (std::size_t s = 0; s < S; s += LANES) highest = greater(highest, read<floats>(scores + s));
+    for (std::size_t s = 0; s < S; s += WIDTH) highest = greater(highest, read<floats>(scores + s));
     float most = l.sinks ? l.sinks[head] : -INFINITY;
-    for (int lane = 0; lane < LANES; ++lane) most = std::max(most, highest[lane]);
+    for (int lane = 0; lane < WIDTH; ++lane) most = std::max(most, highest[lane]);
     floats total = {};
-    for (std::size_t s = 0; s < S; s += LANES) {
+    for (std::size_t s = 0; s < S; s += WIDTH) {
       const floats weight = exponential(read<floats>(scores + s) - most);
       total += weight;
       write(scores + s, weight);
     }
     const float whole = sum(total) + (l.sinks ? std::exp(l.sinks[head] - most) : 0);
-    for (std::size_t s = 0; s < S; s += LANES) write(scores + s, read<floats>(scores + s) / whole);
+    for (std::size_t s = 0; s < S; s += WIDTH) write(scores + s, read<floats>(scores + s) / whole);
   }
 
   // Σ weight · value for M queries at a time, over keys in the order of their positions.
@@ -416,14 +429,14 @@ class Step {
   int collect(const Layer& l, std::pair<int, int> run, int g, int m, int M, int begin, int last, std::size_t S) {
     const std::size_t stride = std::size_t(d_.kv_heads) * d_.head_dim;
     for (; m + Q <= M; m += Q)
-      for (int i = 0; i < d_.head_dim; i += LANES) {
+      for (int i = 0; i < d_.head_dim; i += WIDTH) {
         floats context[Q] = {};
         for (int first = begin; first <= last; first += BLOCK) {
           const bf16* values = block(l.values, run, g, first) + i;
           const float* weights = &scores_[m * S + first - begin];
           for (int s = 0; s < std::min(BLOCK, last - first + 1); ++s) {
             const floats value = widen(values + s * stride);
-            for (int n = 0; n < Q; ++n) context[n] += value * weights[n * S + s];
+            for (int n = 0; n < Q; ++n) context[n] = add_product(context[n], value, floats{} + weights[n * S + s]);
           }
         }
         for (int n = 0; n < Q; ++n) write(b_.context.get() + head_at(run.first, g, m + n) + i, context[n]);
@@ -436,8 +449,7 @@ class Step {
   Buffers& b_;
   Team& team_;
   const std::vector<std::pair<int, int>> runs_;
-  std::vector<floats> panel_;
-  std::vector<float> line_, scores_;
+  std::vector<float> panel_, line_, scores_;
   int phase_ = 0;
 };
 

@@ -13,7 +13,10 @@ from pathlib import Path
 from wenfang.core.hardware import cache_folder, detect
 from wenfang.core.language import say
 
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
+# Products and sums are fused where a source says so: left to the compiler, the same line would round in two ways. Sums
+# are added in the order written: another takes more registers than there are.
+EXACT = ("-ffp-contract=off", "-fno-tree-reassoc")
+FLAGS = ("-O3", "-march=native", *EXACT, "-std=c++17", "-fopenmp", "-shared", "-fPIC")
 
 
 @functools.cache

@@ -26,14 +26,23 @@ constexpr int LANES = 16;  // Outputs in a panel.
 constexpr int QUAD = 4;    // Inputs multiplied at once.
 constexpr int GROUP = 32;  // Inputs that share a scale.
 constexpr int STEPS = GROUP / QUAD;
-constexpr int ROWS = 8;    // Rows that share a look at W; their sums fill half of the registers.
 constexpr int AHEAD = 4096;  // Bytes of W fetched ahead: the processor's own guesses end at each page.
 
-using ints = std::int32_t __attribute__((vector_size(LANES * 4)));
-using floats = float __attribute__((vector_size(LANES * 4)));
-using bytes = std::uint8_t __attribute__((vector_size(LANES * QUAD)));
-using words = std::uint32_t __attribute__((vector_size(LANES * 4)));
-using halves = std::uint16_t __attribute__((vector_size(LANES * 2)));
+#if defined(__AVX512VNNI__)
+constexpr int WIDTH = 16;  // 32-bit numbers in a register of the processor.
+#elif defined(__AVX2__)
+constexpr int WIDTH = 8;
+#else
+constexpr int WIDTH = 4;
+#endif
+constexpr int PARTS = LANES / WIDTH;  // Registers that the outputs of a panel take.
+constexpr int ROWS = 8;  // Rows that share a look at W; their sums fill half of the registers, or a quarter.
+
+using ints = std::int32_t __attribute__((vector_size(WIDTH * 4)));
+using floats = float __attribute__((vector_size(WIDTH * 4)));
+using bytes = std::uint8_t __attribute__((vector_size(WIDTH * QUAD)));
+using words = std::uint32_t __attribute__((vector_size(WIDTH * 4)));
+using halves = std::uint16_t __attribute__((vector_size(WIDTH * 2)));
 using bf16 = std::uint16_t;
 
 template <class T>
@@ -50,49 +59,62 @@ void write(void* to, T value) {
 
 floats to_float(ints x) { return __builtin_convertvector(x, floats); }
 
+// sum + a · b, rounded once where the processor can.
+floats add_product(floats sum, floats a, floats b) {
+#if defined(__AVX512VNNI__)
+  return (floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
+#elif defined(__AVX2__) && defined(__FMA__)
+  return (floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
+#elif defined(__ARM_FEATURE_DOTPROD)
+  return (floats)vfmaq_f32((float32x4_t)sum, (float32x4_t)a, (float32x4_t)b);
+#else
+  return sum + a * b;
+#endif
+}
+
 floats widen(const bf16* x) { return (floats)(__builtin_convertvector(read<halves>(x), words) << 16); }
 
-// What was added to each eight-bit weight, as `dot` sees it: where it wants them signed, nothing.
+// `dot`: sum[lane] += Σ w[lane][i] · x[i] for i in 0 … 3. `open` undoes what was added to each eight-bit weight where
+// `dot` wants them signed; ZERO is what stays added. `dot4` is `dot` for weights of 0 … 15, whose sums over a group may
+// be kept in a form of their own until `close4`.
 #if defined(__AVX512VNNI__)
 constexpr int ZERO = 128;
-// sum[lane] += Σ w[lane][i] · x[i] for i in 0 … 3.
 ints dot(ints sum, bytes w, std::int32_t x) {
   return (ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, _mm512_set1_epi32(x));
 }
+ints dot4(ints sum, bytes w, std::int32_t x) { return dot(sum, w, x); }
+ints close4(ints sum) { return sum; }
 bytes open(bytes w) { return w; }
 #else
 constexpr int ZERO = 0;
 bytes open(bytes w) { return w ^ 128; }
 #if defined(__AVX2__)
+// |w| unsigned, its sign given to x: two products of ± 127 fit into 16 bits.
 ints dot(ints sum, bytes w, std::int32_t x) {
-  const __m256i four = _mm256_set1_epi32(x), ones = _mm256_set1_epi16(1);
-  __m256i parts[2];
-  std::memcpy(parts, &w, sizeof w);
-  for (auto& part : parts)  // |w| unsigned, its sign given to x: two products of ± 127 fit into 16 bits.
-    part = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(part), _mm256_sign_epi8(four, part)), ones);
-  ints products;
-  std::memcpy(&products, parts, sizeof products);
-  return sum + products;
+  const __m256i weights = (__m256i)w, four = _mm256_sign_epi8(_mm256_set1_epi32(x), weights);
+  return sum + (ints)_mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(weights), four), _mm256_set1_epi16(1));
 }
-#elif defined(__ARM_FEATURE_DOTPROD)
+// In 16 bits, which hold the STEPS · 2 products of a group: at most 16 · 15 · 127.
+ints dot4(ints sum, bytes w, std::int32_t x) {
+  return (ints)_mm256_add_epi16((__m256i)sum, _mm256_maddubs_epi16((__m256i)w, _mm256_set1_epi32(x)));
+}
+ints close4(ints sum) { return (ints)_mm256_madd_epi16((__m256i)sum, _mm256_set1_epi16(1)); }
+#else
+#if defined(__ARM_FEATURE_DOTPROD)
 ints dot(ints sum, bytes w, std::int32_t x) {
-  const int8x16_t four = vreinterpretq_s8_s32(vdupq_n_s32(x));
-  int32x4_t sums[4];
-  int8x16_t weights[4];
-  std::memcpy(sums, &sum, sizeof sum);
-  std::memcpy(weights, &w, sizeof w);
-  for (int i = 0; i < 4; ++i) sums[i] = vdotq_s32(sums[i], weights[i], four);
-  std::memcpy(&sum, sums, sizeof sum);
-  return sum;
+  return (ints)vdotq_s32((int32x4_t)sum, (int8x16_t)w, vreinterpretq_s8_s32(vdupq_n_s32(x)));
 }
 #else
 ints dot(ints sum, bytes w, std::int32_t x) {
   std::int8_t four[QUAD];
   std::memcpy(four, &x, sizeof four);
-  for (int lane = 0; lane < LANES; ++lane)
+  for (int lane = 0; lane < WIDTH; ++lane)
     for (int i = 0; i < QUAD; ++i) sum[lane] += std::int8_t(w[lane * QUAD + i]) * four[i];
   return sum;
 }
+#endif
+ints dot4(ints sum, bytes w, std::int32_t x) { return dot(sum, w, x); }
+ints close4(ints sum) { return sum; }
 #endif
 #endif
 
@@ -142,80 +164,86 @@ struct Weight {
 
 // One panel for R rows, eight bits.
 template <int R>
-void panel8(const std::uint8_t* w, const bf16* scales, const Rows& x, int row, floats* out) {
+void panel8(const std::uint8_t* w, const bf16* scales, const Rows& x, int row, float* out) {
   const std::size_t first = std::size_t(row) * x.groups;
   const std::int8_t* codes = x.codes.get() + first * GROUP;
   const std::int32_t* zeros = x.zeros.get() + first;
   const float* steps = x.scales.get() + first;
-  floats sums[R] = {};
-  for (int g = 0; g < x.groups; ++g) {
-    ints products[R];
-    for (int r = 0; r < R; ++r) products[r] = ints{} + zeros[r * x.groups + g];
-    for (int s = 0; s < STEPS; ++s, w += LANES * QUAD) {
-      __builtin_prefetch(w + AHEAD);
-      const bytes weights = open(read<bytes>(w));
+  floats sums[R][PARTS] = {};
+  for (int g = 0; g < x.groups; ++g, w += LANES * GROUP, scales += LANES)
+    for (int part = 0; part < PARTS; ++part) {
+      ints products[R];
+      for (int r = 0; r < R; ++r) products[r] = ints{} + zeros[r * x.groups + g];
+      for (int s = 0; s < STEPS; ++s) {
+        const std::uint8_t* four = w + s * LANES * QUAD + part * sizeof(bytes);
+        __builtin_prefetch(four + AHEAD);
+        const bytes weights = open(read<bytes>(four));
+        for (int r = 0; r < R; ++r)
+          products[r] = dot(products[r], weights, read<std::int32_t>(codes + (r * x.groups + g) * GROUP + s * QUAD));
+      }
+      const floats scale = widen(scales + part * WIDTH);
       for (int r = 0; r < R; ++r)
-        products[r] = dot(products[r], weights, read<std::int32_t>(codes + (r * x.groups + g) * GROUP + s * QUAD));
+        sums[r][part] = add_product(sums[r][part], to_float(products[r]), scale * steps[r * x.groups + g]);
     }
-    const floats scale = widen(scales + std::size_t(g) * LANES);
-    for (int r = 0; r < R; ++r) sums[r] += to_float(products[r]) * scale * steps[r * x.groups + g];
-  }
-  for (int r = 0; r < R; ++r) out[r] = sums[r];
+  std::memcpy(out, sums, sizeof sums);
 }
 
 // One panel for R rows, four bits.
 template <int R>
-void panel4(const std::uint8_t* w, const bf16* scales, const Rows& x, int row, floats* out) {
+void panel4(const std::uint8_t* w, const bf16* scales, const Rows& x, int row, float* out) {
   const std::size_t first = std::size_t(row) * x.groups;
   const std::int8_t* codes = x.codes.get() + first * GROUP;
   const float *steps = x.scales.get() + first, *totals = x.sums.get() + first;
-  floats sums[R] = {};
-  for (int g = 0; g < x.groups; ++g, scales += 2 * LANES) {
-    ints products[R] = {};
-    for (int s = 0; s < STEPS; s += 2, w += LANES * QUAD) {
-      __builtin_prefetch(w + AHEAD);
-      const bytes both = read<bytes>(w);
-      const bytes low = both & 15, high = (bytes)((words)both >> 4) & 15;
+  floats sums[R][PARTS] = {};
+  for (int g = 0; g < x.groups; ++g, w += LANES * GROUP / 2, scales += 2 * LANES)
+    for (int part = 0; part < PARTS; ++part) {
+      ints products[R] = {};
+      for (int s = 0; s < STEPS; s += 2) {
+        const std::uint8_t* eight = w + s / 2 * LANES * QUAD + part * sizeof(bytes);
+        __builtin_prefetch(eight + AHEAD);
+        const bytes both = read<bytes>(eight), low = both & 15, high = (bytes)((words)both >> 4) & 15;
+        for (int r = 0; r < R; ++r) {
+          const std::int8_t* at = codes + (r * x.groups + g) * GROUP + s * QUAD;
+          products[r] = dot4(products[r], low, read<std::int32_t>(at));
+          products[r] = dot4(products[r], high, read<std::int32_t>(at + QUAD));
+        }
+      }
+      const floats scale = widen(scales + part * WIDTH), least = widen(scales + LANES + part * WIDTH);
       for (int r = 0; r < R; ++r) {
-        const std::int8_t* at = codes + (r * x.groups + g) * GROUP + s * QUAD;
-        products[r] = dot(products[r], low, read<std::int32_t>(at));
-        products[r] = dot(products[r], high, read<std::int32_t>(at + QUAD));
+        const int at = r * x.groups + g;
+        const floats whole = add_product(least * totals[at], to_float(close4(products[r])), scale);
+        sums[r][part] = add_product(sums[r][part], whole, floats{} + steps[at]);
       }
     }
-    const floats scale = widen(scales), least = widen(scales + LANES);
-    for (int r = 0; r < R; ++r) {
-      const int at = r * x.groups + g;
-      sums[r] += (to_float(products[r]) * scale + least * totals[at]) * steps[at];
-    }
-  }
-  for (int r = 0; r < R; ++r) out[r] = sums[r];
+  std::memcpy(out, sums, sizeof sums);
 }
 
 template <int R>
-int some_rows(const Weight& weight, int panel, const Rows& x, int row, int rows, floats* out) {
+int some_rows(const Weight& weight, int panel, const Rows& x, int row, int rows, float* out) {
   const std::size_t width = std::size_t(x.groups) * GROUP;
   const std::uint8_t* w = weight.codes + panel * width * LANES * weight.bits / 8;
   const bf16* scales = weight.scales + std::size_t(panel) * x.groups * LANES * (weight.bits == 8 ? 1 : 2);
-  for (; row + R <= rows; row += R)
-    weight.bits == 8 ? panel8<R>(w, scales, x, row, out + row) : panel4<R>(w, scales, x, row, out + row);
+  for (; row + R <= rows; row += R) (weight.bits == 8 ? panel8<R> : panel4<R>)(w, scales, x, row, out + row * LANES);
   return row;
 }
 
-// The outputs of one panel for all rows, with the bias (whose last panel is filled up, too).
-void multiply(const Weight& weight, int panel, const Rows& x, int rows, floats* out) {
+// The outputs [row][lane] of one panel for all rows, with the bias (whose last panel is filled up, too).
+void multiply(const Weight& weight, int panel, const Rows& x, int rows, float* out) {
   int row = some_rows<ROWS>(weight, panel, x, 0, rows, out);
   row = some_rows<4>(weight, panel, x, row, rows, out);
   row = some_rows<2>(weight, panel, x, row, rows, out);
   some_rows<1>(weight, panel, x, row, rows, out);
   if (weight.bias)
-    for (row = 0; row < rows; ++row) out[row] += read<floats>(weight.bias + std::size_t(panel) * LANES);
+    for (row = 0; row < rows; ++row)
+      for (int lane = 0; lane < LANES; ++lane)
+        out[row * LANES + lane] += weight.bias[std::size_t(panel) * LANES + lane];
 }
 
 // Put a panel's outputs where they belong in rows of y.
-void place(const Weight& weight, int panel, int rows, const floats* out, float* y) {
+void place(const Weight& weight, int panel, int rows, const float* out, float* y) {
   const std::size_t kept = std::min(LANES, weight.outputs - panel * LANES) * sizeof(float);
   for (int row = 0; row < rows; ++row)
-    std::memcpy(y + std::size_t(row) * weight.outputs + std::size_t(panel) * LANES, &out[row], kept);
+    std::memcpy(y + std::size_t(row) * weight.outputs + std::size_t(panel) * LANES, out + row * LANES, kept);
 }
 
 }  // namespace

@@ -98,14 +98,24 @@ def packed_bytes(outputs: int, inputs: int, bits: Bits) -> tuple[int, int]:
 
 def unpack(weight: PackedWeight) -> Tensor:
     """The weight_OI in fp32 that the codes stand for."""
-    codes = weight.codes
-    if weight.bits == 4:
-        codes = torch.stack((codes & 15, codes >> 4), 2).flatten(1, 2)
-    codes_OW = codes.permute(0, 2, 1, 3).flatten(2).flatten(0, 1).float()
-    groups = codes_OW.unflatten(1, (-1, GROUP))
-    scales, *least = weight.scales.float().permute(2, 0, 3, 1).flatten(1, 2)[..., None]
-    whole = (groups * scales + least[0] if least else (groups - 128) * scales).flatten(1)
-    return whole[: weight.outputs, : weight.inputs]
+    codes, scales = weight.codes.transpose(1, 2).flatten(0, 1), weight.scales.permute(0, 3, 1, 2).flatten(0, 1)
+    return _numbers(codes, scales)[: weight.outputs, : weight.inputs]
+
+
+def look_up(weight: PackedWeight, rows: Tensor) -> Tensor:
+    """Some rows of `unpack`, whose numbers fill one more dimension than the whole numbers `rows`."""
+    panels, lanes = rows.flatten() // LANES, rows.flatten() % LANES
+    found = _numbers(weight.codes[panels, :, lanes], weight.scales[panels, :, :, lanes])[:, : weight.inputs]
+    return found.unflatten(0, rows.shape)
+
+
+def _numbers(codes: Tensor, scales: Tensor) -> Tensor:
+    """What codes [N, W / QUAD, QUAD] (of four bits half as many) with scales [N, groups, 1 or 2] stand for, [N, W]."""
+    scale, *least = scales.float()[..., None].unbind(2)
+    if least:
+        codes = torch.stack((codes & 15, codes >> 4), 2)
+    groups = codes.flatten(1).unflatten(1, (-1, GROUP)).float()
+    return (groups * scale + least[0] if least else (groups - 128) * scale).flatten(1)
 
 
 class Weight(ctypes.Structure):

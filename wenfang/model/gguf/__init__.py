@@ -8,14 +8,14 @@ Judged by llama.cpp itself in the tests.
 from wenfang.model.gguf.bring import import_gguf
 from wenfang.model.gguf.export import GGUFDtype, export_gguf
 from wenfang.model.gguf.header import GGUFFile
-from wenfang.model.gguf.load import load_gguf, load_gguf_config, load_gguf_tokenizer
+from wenfang.model.gguf.load import load_gguf_config, load_gguf_tokenizer, open_gguf
 
 __all__ = [
     "GGUFDtype",
     "GGUFFile",
     "export_gguf",
     "import_gguf",
-    "load_gguf",
     "load_gguf_config",
     "load_gguf_tokenizer",
+    "open_gguf",
 ]

@@ -9,9 +9,8 @@ import torch
 from wenfang.core.artifact import publish
 from wenfang.core.errors import InputError
 from wenfang.core.language import say
-from wenfang.model.folder import save_model
+from wenfang.model.folder import load_model, save_model
 from wenfang.model.gguf.header import GGUFFile
-from wenfang.model.gguf.load import load_gguf
 from wenfang.model.gguf.vocabulary import read_tokenizer
 
 
@@ -34,7 +33,7 @@ def import_gguf(path: Path, out: Path, *, dtype: torch.dtype) -> None:
     tokens = file.strings("tokenizer.ggml.tokens")
     end_id = tokens.index(settings["eos_token"])
     bos_id = tokens.index(settings["bos_token"]) if "bos_token" in settings else end_id
-    model = load_gguf(path, dtype=dtype)
+    model = load_model(path, dtype=dtype)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as work:
         words, folder = Path(work) / "tokenizer", Path(work) / "model"

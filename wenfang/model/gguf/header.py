@@ -29,6 +29,8 @@ LARGEST_HEADER = 256 << 20
 MOST_ELEMENTS = 1 << 23
 """Values of all arrays together; half a million merges are the most one sees."""
 MOST_DIMENSIONS = 4
+AT_ONCE = 1 << 22
+"""Numbers that are dequantised together: that takes several times their memory."""
 READABLE = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
 SCALARS = {
     GGUFValueType.UINT8: "B",
@@ -108,8 +110,8 @@ class GGUFFile:
         """
         return [float(item) for item in self._array(key, (int, float))]
 
-    def read(self, name: str) -> Tensor:
-        """One tensor: as stored where it is F32, F16 or BF16 (mapped, not copied), else dequantised to fp32.
+    def read(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        """One tensor: as stored where it is F32, F16 or BF16 (mapped, not copied), else dequantised to `dtype`.
 
         Raises:
             ModelError: it is quantised in a way that cannot be read.
@@ -124,10 +126,14 @@ class GGUFFile:
             case "BF16":
                 return torch.from_numpy(raw.view(np.int16)).view(torch.bfloat16).view(stored.shape)
             case kind if kind in READABLE:
-                rows = math.prod(stored.shape[:-1])
+                values = torch.empty(stored.shape, dtype=dtype)
+                rows, width = math.prod(stored.shape[:-1]), stored.shape[-1]
                 blocks = raw.reshape(rows, -1)
-                values = dequantize(blocks, stored.kind) if blocks.size else np.zeros((rows, 0), np.float32)
-                return torch.from_numpy(values).view(stored.shape)
+                together = max(1, AT_ONCE // max(1, width))
+                for first in range(0, rows if width else 0, together):
+                    some = slice(first, first + together)
+                    values.view(rows, width)[some] = torch.from_numpy(dequantize(blocks[some], stored.kind))
+                return values
             case kind:
                 raise bad_tensor(
                     self.path,

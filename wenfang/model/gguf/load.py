@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from wenfang.model.config import DecoderConfig
 from wenfang.model.decoder import Decoder
-from wenfang.model.folder import build_model
+from wenfang.model.folder import match_weights
 from wenfang.model.gguf.architectures import architecture_of
 from wenfang.model.gguf.header import GGUFFile, broken
 from wenfang.model.gguf.keys import file_values
@@ -28,8 +29,8 @@ def load_gguf_config(path: Path) -> DecoderConfig:
     return architecture_of(file).family.from_hf(file_values(file))
 
 
-def load_gguf(path: Path, *, dtype: torch.dtype = torch.float32) -> Decoder:
-    """Open a GGUF file, strictly: every tensor there, none besides. Quantised weights are dequantised.
+def open_gguf(path: Path, *, dtype: torch.dtype) -> tuple[Decoder, Iterator[tuple[str, Tensor]]]:
+    """A GGUF file as `open_model` opens it. Quantised weights are dequantised.
 
     Raises:
         ModelError: as `load_gguf_config`, or the weights do not fit.
@@ -37,7 +38,7 @@ def load_gguf(path: Path, *, dtype: torch.dtype = torch.float32) -> Decoder:
     file = GGUFFile(path)
     family = architecture_of(file).family
     config = family.from_hf(file_values(file))
-    return build_model(config, family, _Tensors(file), dtype=dtype)
+    return match_weights(config, family, _Tensors(file, dtype), dtype=dtype)
 
 
 _LATENT = re.compile(r"(.*)\.attn_([kv])_b\.weight")
@@ -47,8 +48,8 @@ class _Tensors:
     """The tensors of a file as a source of weights. What newer DeepSeek files keep as two, keys for the queries' side
     [heads, rank, width] and values [heads, width, rank], is one matrix of both here, head by head, as in older ones."""
 
-    def __init__(self, file: GGUFFile) -> None:
-        self._file = file
+    def __init__(self, file: GGUFFile, dtype: torch.dtype) -> None:
+        self._file, self._dtype = file, dtype
         self.shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
         self._split = {match[1] for name in file.tensors if (match := _LATENT.fullmatch(name))}
         for block in self._split:
@@ -65,8 +66,8 @@ class _Tensors:
         """One tensor, dequantised."""
         block = name.removesuffix(".attn_kv_b.weight")
         if block not in self._split:
-            return self._file.read(name)
-        keys_HRN, values_HVR = (self._file.read(f"{block}.attn_{letter}_b.weight") for letter in "kv")
+            return self._file.read(name, self._dtype)
+        keys_HRN, values_HVR = (self._file.read(f"{block}.attn_{letter}_b.weight", self._dtype) for letter in "kv")
         return torch.cat((keys_HRN.mT, values_HVR), 1).flatten(0, 1)
 
 
