@@ -1,5 +1,6 @@
 """A grammar at work on one text: which tokens may come next, and which must."""
 
+import time
 from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from llguidance import LLExecutor, LLMatcher
 
 WORD_BITS = 32
+
+PATIENCE_S = 0.5e-3
+"""How long masks are computed one after the other: waking threads takes longer than most of them do."""
 
 
 class Matcher:
@@ -88,20 +92,28 @@ class Matcher:
 
 
 def fill_masks(matchers: Sequence[Matcher]) -> None:
-    """Compute which tokens may come next, where that is not known yet, side by side on all cores."""
-    from llguidance.numpy import fill_next_token_bitmask_par
-
+    """Compute which tokens may come next, where that is not known yet."""
     missing = [matcher for matcher in matchers if matcher.allowed_W is None]
     if not missing:
         return
     allowed_NW = np.zeros((len(missing), -(-missing[0].vocab_size // WORD_BITS)), dtype=np.int32)
-    if len(missing) == 1:  # No threads to wake for one.
-        missing[0].inner.unsafe_compute_mask_ptr(allowed_NW.ctypes.data, allowed_NW.nbytes)
-    else:
-        pairs = [(matcher.inner, row) for row, matcher in enumerate(missing)]
-        fill_next_token_bitmask_par(_executor(), pairs, allowed_NW)
+    patient_until = time.perf_counter() + PATIENCE_S
+    for row, matcher in enumerate(missing):
+        matcher.inner.unsafe_compute_mask_ptr(allowed_NW[row:].ctypes.data, allowed_NW.strides[0])
+        if time.perf_counter() > patient_until:
+            _fill_in_parallel(missing[row + 1 :], allowed_NW[row + 1 :])
+            break
     for matcher, allowed_W in zip(missing, allowed_NW.view(np.uint32), strict=True):
         matcher.keep(allowed_W)
+
+
+def _fill_in_parallel(matchers: Sequence[Matcher], allowed_NW: npt.NDArray[np.int32]) -> None:
+    """On all cores."""
+    from llguidance.numpy import fill_next_token_bitmask_par
+
+    if matchers:
+        pairs = [(matcher.inner, row) for row, matcher in enumerate(matchers)]
+        fill_next_token_bitmask_par(_executor(), pairs, allowed_NW)
 
 
 @cache
