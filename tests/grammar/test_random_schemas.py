@@ -67,8 +67,7 @@ def write(grammar: Grammar, compiler: GrammarCompiler, tokenizer: Tokenizer, see
         else:
             fill_masks([matcher])
             assert not matcher.failure
-            assert matcher.blocked_V is not None
-            allowed = np.flatnonzero(~matcher.blocked_V).tolist()
+            allowed = np.flatnonzero(~matcher.blocked()).tolist()
             ends = closing.intersection(allowed)
             token = dice.choice(sorted(ends) if ends and dice.random() < 0.3 else allowed)
         if token == tokenizer.end_id:

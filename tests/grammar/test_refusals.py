@@ -121,14 +121,14 @@ def test_what_can_be_guaranteed_works(name: str, compiler: GrammarCompiler, toke
     for token in tokens[:20]:
         fill_masks([matcher])
         assert not matcher.failure
-        assert not matcher.blocked_V[token], (text, tokenizer.decode([token]))
+        assert not matcher.blocked()[token], (text, tokenizer.decode([token]))
         matcher.consume(token)
     for token in tokens[20:]:
         matcher.consume(token)
     grammar.check(text)
     if not matcher.ended:
         fill_masks([matcher])
-        assert not matcher.blocked_V[tokenizer.end_id]
+        assert not matcher.blocked()[tokenizer.end_id]
         assert not matcher.failure
 
 

@@ -20,16 +20,16 @@ _LARGEST = 1 - 2.0**-24
 
 def uniform(key: Key) -> float:
     """One number in [0, 1)."""
-    return (_key_to_int(key) >> 11) * 2.0**-53
+    return (key_to_int(key) >> 11) * 2.0**-53
 
 
 def exponential(keys: Sequence[Key], V: int) -> Tensor:
     """Independent Exp(1) variables E_NV in fp32, one row for each key.
 
-    Token i of a row is hashed with both halves of the row's 64-bit key by two rounds of a 32-bit mixer. In place
-    and in 32 bits, since this runs for every token of the vocabulary at every step.
+    Token i of a row is hashed with both halves of the row's 64-bit key by two rounds of a 32-bit mixer, in place. The
+    compiled sampler (wenfang/native/sampler.cpp) computes the same.
     """
-    halves = [_key_to_int(key) for key in keys]
+    halves = [key_to_int(key) for key in keys]
     low_N1 = torch.tensor([[_signed(half & 0xFFFFFFFF)] for half in halves], dtype=torch.int32)
     high_N1 = torch.tensor([[_signed(half >> 32)] for half in halves], dtype=torch.int32)
     bits_NV = torch.arange(V, dtype=torch.int32) + low_N1
@@ -49,7 +49,8 @@ def _mix_in_place(bits: Tensor) -> None:
     bits ^= bits >> 16
 
 
-def _key_to_int(key: Key) -> int:
+def key_to_int(key: Key) -> int:
+    """64 bits in which every bit of the key counts."""
     seed, position, purpose = key
     return _mix(_mix(_mix(seed) ^ position) ^ purpose)
 

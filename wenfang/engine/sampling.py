@@ -1,7 +1,8 @@
 """How the next token is chosen: what a grammar allows, penalties, temperature, truncation, then one draw.
 
 The order is that of `transformers`: bias and penalties first, then temperature, then truncation. A step runs only for
-the rows that ask for it, so plain requests pay for nothing. Shapes: N rows (requests), V vocabulary.
+the rows that ask for it, so plain requests pay for nothing. The usual rules run in one call of compiled code, the rest,
+and all without a compiler, in torch; both choose the same. Shapes: N rows (requests), V vocabulary.
 """
 
 import math
@@ -10,13 +11,15 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from wenfang.engine import penalties, truncation
-from wenfang.engine.noise import TOKEN, XTC, exponential, uniform
+from wenfang.engine.noise import TOKEN, XTC, Key, exponential, key_to_int, uniform
 from wenfang.engine.params import TRUNCATION_OFF, SamplingParams
 from wenfang.grammar import Matcher, fill_masks
+from wenfang.native.sampler import Row, can_sample, sample
 
 LONGEST_SEED = 63
 
@@ -45,6 +48,17 @@ class Sampler:
     def __post_init__(self) -> None:
         self.seed = secrets.randbits(LONGEST_SEED) if self.params.seed is None else self.params.seed
         self.mu = 2 * self.params.mirostat_tau
+
+    @property
+    def key(self) -> Key:
+        """What the noise for the next token follows from."""
+        return self.seed, len(self.written), TOKEN
+
+    @property
+    def usual(self) -> bool:
+        """Whether compiled code knows all rules that are asked for."""
+        p = self.params
+        return p.typical_p == 1.0 and not (p.top_n_sigma or p.xtc_probability or p.mirostat_tau)
 
     @property
     def history(self) -> list[int]:
@@ -77,17 +91,46 @@ def choose(logits_NV: Tensor, samplers: Sequence[Sampler]) -> list[int]:
     E_i / p_i and the first wins. E_i follows from the request's seed, the position and i alone, so two distributions
     that are close nearly always choose the same token — what speculative decoding lives on.
     """
-    logits_NV = constrain(logits_NV, samplers)
-    if all(s.params.temperature == 0.0 and not _penalised(s.params) for s in samplers):
-        return logits_NV.argmax(-1).tolist()
-    scores_NV = warp(penalise(logits_NV.float(), samplers), samplers)
-    chosen_N = scores_NV.argmax(-1)
+    fill_masks([sampler.matcher for sampler in samplers if sampler.matcher is not None])
+    logits_NV = logits_NV.float()
+    compiles = logits_NV.device.type == "cpu" and logits_NV.stride(1) == 1 and can_sample()
+    chosen = [0] * len(samplers)
+    for way, compiled in ((_choose_compiled, True), (_choose_torch, False)):
+        rows = [i for i, sampler in enumerate(samplers) if (compiles and sampler.usual) is compiled]
+        for i, token in zip(rows, way(logits_NV, samplers, rows) if rows else (), strict=True):
+            chosen[i] = token
+    return chosen
+
+
+def _choose_compiled(logits_NV: Tensor, samplers: Sequence[Sampler], which: Sequence[int]) -> list[int]:
+    """The next tokens of these rows."""
+    start, step = logits_NV.data_ptr(), logits_NV.stride(0) * logits_NV.itemsize
+    penalised = {i: _penalise_row(logits_NV[i].clone(), samplers[i]) for i in which if _penalised(samplers[i].params)}
+    rows = []
+    for i in which:
+        params, matcher = samplers[i].params, samplers[i].matcher
+        rows.append(
+            Row(
+                penalised[i].data_ptr() if i in penalised else start + i * step,
+                None if matcher is None else matcher.address,
+                key_to_int(samplers[i].key) if params.temperature else 0,
+                *(params.temperature, params.top_p, params.min_p, params.top_k),
+            )
+        )
+    return sample(rows, logits_NV.shape[1])
+
+
+def _choose_torch(logits_NV: Tensor, samplers: Sequence[Sampler], which: Sequence[int]) -> list[int]:
+    """The same, whatever the rules."""
+    logits_NV, samplers = _rows(logits_NV, which), [samplers[i] for i in which]
+    scores_NV = warp(penalise(constrain(logits_NV, samplers), samplers), samplers)
+    likeliest_N = scores_NV.argmax(-1)
     drawn = [i for i, s in enumerate(samplers) if s.params.temperature > 0.0]
-    if drawn:
-        noise_NV = exponential([(samplers[i].seed, len(samplers[i].written), TOKEN) for i in drawn], scores_NV.shape[1])
-        arrival_NV = noise_NV / _rows(scores_NV, drawn).softmax(-1)
-        chosen_N = chosen_N.index_copy(0, torch.tensor(drawn), arrival_NV.argmin(-1))
-    return chosen_N.tolist()
+    if not drawn:
+        return likeliest_N.tolist()
+    noise_NV = exponential([samplers[i].key for i in drawn], scores_NV.shape[1])
+    arrival_NV = noise_NV / _rows(scores_NV, drawn).softmax(-1)
+    return likeliest_N.index_copy(0, torch.tensor(drawn), arrival_NV.argmin(-1)).tolist()
 
 
 def constrain(logits_NV: Tensor, samplers: Sequence[Sampler]) -> Tensor:
@@ -95,7 +138,9 @@ def constrain(logits_NV: Tensor, samplers: Sequence[Sampler]) -> Tensor:
     rows = [i for i, s in enumerate(samplers) if s.matcher is not None]
     if not rows:
         return logits_NV
-    blocked_RV = torch.from_numpy(fill_masks([s.matcher for s in samplers if s.matcher is not None]))
+    matchers = [sampler.matcher for sampler in samplers if sampler.matcher is not None]
+    fill_masks(matchers)
+    blocked_RV = torch.from_numpy(np.stack([matcher.blocked() for matcher in matchers]))
     allowed_RV = _rows(logits_NV, rows).masked_fill(blocked_RV.to(logits_NV.device), -torch.inf)
     return allowed_RV if len(rows) == len(samplers) else logits_NV.index_copy(0, torch.tensor(rows), allowed_RV)
 
@@ -143,7 +188,8 @@ def _penalised(params: SamplingParams) -> bool:
     )
 
 
-def _penalise_row(logits_V: Tensor, sampler: Sampler) -> None:
+def _penalise_row(logits_V: Tensor, sampler: Sampler) -> Tensor:
+    """In place."""
     params = sampler.params
     if params.logit_bias:
         penalties.bias(logits_V, params.logit_bias)
@@ -160,6 +206,7 @@ def _penalise_row(logits_V: Tensor, sampler: Sampler) -> None:
             allowed_length=params.dry_allowed_length,
             breakers=sampler.breakers,
         )
+    return logits_V
 
 
 def _excludes(sampler: Sampler) -> bool:

@@ -1,5 +1,6 @@
 """A grammar at work on one text: which tokens may come next, and which must."""
 
+import time
 from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from llguidance import LLExecutor, LLMatcher
 
 WORD_BITS = 32
+
+PATIENCE_S = 0.5e-3
+"""How long masks are computed one after the other: waking threads takes longer than most of them do."""
 
 
 class Matcher:
@@ -32,14 +36,14 @@ class Matcher:
         self.grammar = grammar
         self.end_id = end_id
         self.vocab_size = vocab_size
-        self.blocked_V: npt.NDArray[np.bool_] | None = None
-        """The tokens that may not come next, once `fill_masks` has computed them."""
+        self.allowed_W: npt.NDArray[np.uint32] | None = None
+        """A bit for each token that may come next, once `fill_masks` has computed them."""
         self._dead_end = False
 
     def consume(self, token: int) -> None:
         """Take in a token that the mask allows."""
         self.inner.consume_token(token)
-        self.blocked_V = None
+        self.allowed_W = None
 
     def forced(self) -> list[int]:
         """The tokens that must come next, as far as there is no choice."""
@@ -68,32 +72,48 @@ class Matcher:
             )
         return None
 
-    def keep(self, blocked_V: npt.NDArray[np.bool_]) -> None:
+    @property
+    def address(self) -> int:
+        """Where the bits lie in memory."""
+        assert self.allowed_W is not None
+        return int(self.allowed_W.ctypes.data)
+
+    def blocked(self) -> npt.NDArray[np.bool_]:
+        """Blocked_V: the tokens that may not come next."""
+        assert self.allowed_W is not None
+        return ~np.unpackbits(self.allowed_W.view(np.uint8), count=self.vocab_size, bitorder="little").view(np.bool_)
+
+    def keep(self, allowed_W: npt.NDArray[np.uint32]) -> None:
         """Take in a computed mask."""
-        self.blocked_V = blocked_V
+        self.allowed_W = allowed_W
+        end = allowed_W[self.end_id // WORD_BITS] >> self.end_id % WORD_BITS & 1
         # llguidance allows the end where nothing else is possible.
-        self._dead_end = bool(blocked_V.all()) or not (blocked_V[self.end_id] or self.inner.is_accepting())
+        self._dead_end = not allowed_W.any() or bool(end and not self.inner.is_accepting())
 
 
-def fill_masks(matchers: Sequence[Matcher]) -> npt.NDArray[np.bool_]:
-    """Blocked_NV: the tokens that may not come next. What is not known yet is computed side by side on all cores."""
+def fill_masks(matchers: Sequence[Matcher]) -> None:
+    """Compute which tokens may come next, where that is not known yet."""
+    missing = [matcher for matcher in matchers if matcher.allowed_W is None]
+    if not missing:
+        return
+    allowed_NW = np.zeros((len(missing), -(-missing[0].vocab_size // WORD_BITS)), dtype=np.int32)
+    patient_until = time.perf_counter() + PATIENCE_S
+    for row, matcher in enumerate(missing):
+        matcher.inner.unsafe_compute_mask_ptr(allowed_NW[row:].ctypes.data, allowed_NW.strides[0])
+        if time.perf_counter() > patient_until:
+            _fill_in_parallel(missing[row + 1 :], allowed_NW[row + 1 :])
+            break
+    for matcher, allowed_W in zip(missing, allowed_NW.view(np.uint32), strict=True):
+        matcher.keep(allowed_W)
+
+
+def _fill_in_parallel(matchers: Sequence[Matcher], allowed_NW: npt.NDArray[np.int32]) -> None:
+    """On all cores."""
     from llguidance.numpy import fill_next_token_bitmask_par
 
-    missing = [matcher for matcher in matchers if matcher.blocked_V is None]
-    if missing:
-        V = missing[0].vocab_size
-        allowed_NW = np.zeros((len(missing), -(-V // WORD_BITS)), dtype=np.int32)
-        if len(missing) == 1:  # No threads to wake for one.
-            missing[0].inner.unsafe_compute_mask_ptr(allowed_NW.ctypes.data, allowed_NW.nbytes)
-        else:
-            pairs = [(matcher.inner, row) for row, matcher in enumerate(missing)]
-            fill_next_token_bitmask_par(_executor(), pairs, allowed_NW)
-        blocked_NV = np.unpackbits(~allowed_NW.view(np.uint8), axis=1, count=V, bitorder="little").view(np.bool_)
-        for matcher, blocked_V in zip(missing, blocked_NV, strict=True):
-            matcher.keep(blocked_V)
-        if len(missing) == len(matchers):
-            return blocked_NV
-    return np.stack([matcher.blocked_V for matcher in matchers if matcher.blocked_V is not None])
+    if matchers:
+        pairs = [(matcher.inner, row) for row, matcher in enumerate(matchers)]
+        fill_next_token_bitmask_par(_executor(), pairs, allowed_NW)
 
 
 @cache
