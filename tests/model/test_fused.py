@@ -76,6 +76,20 @@ def test_states_are_those_of_the_layers_run_one_by_one(name: str, quantization: 
     assert error < 0.02
 
 
+@pytest.mark.parametrize("name", ["qwen3", "gemma2"])
+@torch.inference_mode()
+def test_gates_far_from_zero_are_shut_or_open(name: str) -> None:
+    """Where e⁻ˣ is beyond fp32."""
+    torch.manual_seed(0)
+    model, T = Decoder(CONFIGS[name]), 16
+    for parameter, weight in model.named_parameters():
+        torch.nn.init.normal_(weight, 1.0 if "norm" in parameter else 0.0, 30.0 if "gate_proj" in parameter else 0.1)
+    quantize(model.eval(), "int8")
+    expected_TD = model.hidden(torch.arange(T)[None], torch.arange(T)[None], _Rounded(), torch.float32)[0]
+    states_TD = _fused(model).hidden(range(T), range(T), [[1]] * T)
+    assert (states_TD - expected_TD).norm() / expected_TD.norm() < 0.02
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.inference_mode()
 def test_a_token_is_the_same_in_parts_and_in_company(name: str) -> None:

@@ -50,19 +50,6 @@ struct Call {
 
 floats greater(floats a, floats b) { return a > b ? a : b; }
 
-// eˣ to a few units in the last place; 0 below the normal numbers (Cody & Waite's reduction, a polynomial of degree 6).
-floats exponential(floats x) {
-  const floats bounded = greater(x, floats{} - 87.0f), magic = floats{} + 12582912.0f;
-  const floats n = add_product(magic, bounded, floats{} + 1.44269504f) - magic;  // Rounds to a whole number.
-  const floats most = add_product(bounded, n, floats{} - 0.693359375f);
-  const floats r = add_product(most, n, floats{} + 2.12194440e-4f);
-  floats p = floats{} + 1.9875691e-4f;
-  for (float c : {1.3981999e-3f, 8.3334519e-3f, 4.1665796e-2f, 1.6666665e-1f, 0.5f}) p = add_product(floats{} + c, p, r);
-  const floats y = add_product(r, p * r, r) + 1.0f;
-  const floats power = (floats)((__builtin_convertvector(n, ints) + 127) << 23);
-  return x < -87.0f ? floats{} : y * power;
-}
-
 using Lanes = std::make_integer_sequence<int, WIDTH>;
 
 // v[2i] + v[2i + 1] of a, then of b.

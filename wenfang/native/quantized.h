@@ -1,4 +1,4 @@
-// Vectors of LANES numbers, and weights of eight or four bits times activations of eight.
+// Weights of eight or four bits times activations of eight.
 //
 // A row of activations is rounded to eight bits by groups of GROUP, each with a scale of its own, so that an outlier
 // coarsens only its neighbours. Integer sums within a group are exact, and floating-point ones go group by group in one
@@ -9,16 +9,10 @@
 
 #pragma once
 
-#include <algorithm>
-#include <cstdint>
-#include <cstring>
-#include <memory>
+#include "vectors.h"
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#elif defined(__ARM_FEATURE_DOTPROD)
-#include <arm_neon.h>
-#endif
+#include <algorithm>
+#include <memory>
 
 namespace {
 
@@ -27,52 +21,10 @@ constexpr int QUAD = 4;    // Inputs multiplied at once.
 constexpr int GROUP = 32;  // Inputs that share a scale.
 constexpr int STEPS = GROUP / QUAD;
 constexpr int AHEAD = 4096;  // Bytes of W fetched ahead: the processor's own guesses end at each page.
-
-#if defined(__AVX512VNNI__)
-constexpr int WIDTH = 16;  // 32-bit numbers in a register of the processor.
-#elif defined(__AVX2__)
-constexpr int WIDTH = 8;
-#else
-constexpr int WIDTH = 4;
-#endif
 constexpr int PARTS = LANES / WIDTH;  // Registers that the outputs of a panel take.
 constexpr int ROWS = 8;  // Rows that share a look at W; their sums fill half of the registers, or a quarter.
 
-using ints = std::int32_t __attribute__((vector_size(WIDTH * 4)));
-using floats = float __attribute__((vector_size(WIDTH * 4)));
 using bytes = std::uint8_t __attribute__((vector_size(WIDTH * QUAD)));
-using words = std::uint32_t __attribute__((vector_size(WIDTH * 4)));
-using halves = std::uint16_t __attribute__((vector_size(WIDTH * 2)));
-using bf16 = std::uint16_t;
-
-template <class T>
-T read(const void* from) {
-  T value;
-  std::memcpy(&value, from, sizeof value);
-  return value;
-}
-
-template <class T>
-void write(void* to, T value) {
-  std::memcpy(to, &value, sizeof value);
-}
-
-floats to_float(ints x) { return __builtin_convertvector(x, floats); }
-
-// sum + a · b, rounded once where the processor can.
-floats add_product(floats sum, floats a, floats b) {
-#if defined(__AVX512VNNI__)
-  return (floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
-#elif defined(__AVX2__) && defined(__FMA__)
-  return (floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
-#elif defined(__ARM_FEATURE_DOTPROD)
-  return (floats)vfmaq_f32((float32x4_t)sum, (float32x4_t)a, (float32x4_t)b);
-#else
-  return sum + a * b;
-#endif
-}
-
-floats widen(const bf16* x) { return (floats)(__builtin_convertvector(read<halves>(x), words) << 16); }
 
 // `dot`: sum[lane] += Σ w[lane][i] · x[i] for i in 0 … 3. `open` undoes what was added to each eight-bit weight where
 // `dot` wants them signed; ZERO is what stays added. `dot4` is `dot` for weights of 0 … 15, whose sums over a group may

@@ -3,68 +3,39 @@
 // Nothing is sorted. Where a truncation ends is found by bisection over the bit patterns of fp32, so that the tokens kept
 // are exactly those of a sort, ties included. A row's result depends on that row alone.
 
+#include "vectors.h"
+
 #include <algorithm>
-#include <cstdint>
-#include <cstring>
 #include <limits>
 #include <memory>
 
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int LANES = 16;
-#elif defined(__AVX2__)
-constexpr int LANES = 8;
-#else
-constexpr int LANES = 4;
-#endif
 constexpr int CHAINS = 4;   // Sums that run side by side, or each addition would wait for the one before.
 constexpr int CHUNK = 64;   // Vectors summed in fp32 before their sum goes to fp64.
 constexpr int NARROW = 4;   // Steps of a bisection between two looks at what is still between its ends.
 constexpr float NEARLY = 1 - 0x1p-20f;
 constexpr float INFINITE = std::numeric_limits<float>::infinity();
 
-using floats = float __attribute__((vector_size(LANES * 4)));
-using ints = std::int32_t __attribute__((vector_size(LANES * 4)));
-using words = std::uint32_t __attribute__((vector_size(LANES * 4)));
-using longs = std::uint64_t __attribute__((vector_size(LANES * 4)));
+using longs = std::uint64_t __attribute__((vector_size(WIDTH * 4)));
 
 const ints COUNTING = [] {
   ints numbers{};
-  for (int lane = 0; lane < LANES; ++lane) numbers[lane] = lane;
+  for (int lane = 0; lane < WIDTH; ++lane) numbers[lane] = lane;
   return numbers;
 }();
-
-floats to_float(ints x) { return __builtin_convertvector(x, floats); }
 
 bool any(ints mask) {
   const longs parts = (longs)mask;
   std::uint64_t all = 0;
-  for (int i = 0; i < LANES / 2; ++i) all |= parts[i];
+  for (int i = 0; i < WIDTH / 2; ++i) all |= parts[i];
   return all != 0;
 }
 
 float highest(floats x) {
   float most = x[0];
-  for (int lane = 1; lane < LANES; ++lane) most = std::max(most, x[lane]);
+  for (int lane = 1; lane < WIDTH; ++lane) most = std::max(most, x[lane]);
   return most;
-}
-
-// e^x for x ≤ 0; 0 below the smallest normal number, and for what is no number.
-floats exponential(floats x) {
-  const ints normal = x > -87.0f;
-  x = normal ? x : floats{};
-  const floats shift = floats{} + 12582912.0f;  // 1.5 · 2²³: what is added to it is rounded to a whole number.
-  const floats power = (x * 1.44269504f + shift) - shift;
-  const floats rest = (x - power * 0.693359375f) - power * -2.12194440e-4f;
-  floats sum = rest * 1.9875691500e-4f + 1.3981999507e-3f;  // The polynomial of Cephes' expf.
-  sum = sum * rest + 8.3334519073e-3f;
-  sum = sum * rest + 4.1665795894e-2f;
-  sum = sum * rest + 1.6666665459e-1f;
-  sum = sum * rest + 5.0000001201e-1f;
-  sum = sum * rest * rest + rest + 1.0f;
-  const ints scale = (__builtin_convertvector(power, ints) + 127) << 23;
-  return normal ? sum * (floats)scale : floats{};
 }
 
 // −ln(1 − u) for 0 < u < 1, as exact near 0 as elsewhere.
@@ -112,9 +83,9 @@ struct Row {
 // One vector of a row's logits; −∞ where a token is not allowed or there is none.
 floats logits(const Row& row, int vector, int V) {
   floats x = floats{} - INFINITE;
-  const int first = vector * LANES;
+  const int first = vector * WIDTH;
   if (first >= V) return x;
-  if (first + LANES <= V)
+  if (first + WIDTH <= V)
     std::memcpy(&x, row.logits + first, sizeof x);
   else
     std::memcpy(&x, row.logits + first, (V - first) * sizeof(float));
@@ -127,7 +98,7 @@ floats logits(const Row& row, int vector, int V) {
 template <class Better>
 int first_of(floats values, ints tokens, Better better) {
   int best = 0;
-  for (int lane = 1; lane < LANES; ++lane)
+  for (int lane = 1; lane < WIDTH; ++lane)
     if (better(values[lane], values[best]) || (values[lane] == values[best] && tokens[lane] < tokens[best])) best = lane;
   return tokens[best];
 }
@@ -135,11 +106,11 @@ int first_of(floats values, ints tokens, Better better) {
 int likeliest(const Row& row, int V) {
   floats most = floats{} - INFINITE;
   ints chosen{};
-  for (int vector = 0; vector * LANES < V; ++vector) {
+  for (int vector = 0; vector * WIDTH < V; ++vector) {
     const floats x = logits(row, vector, V);
     const ints higher = x > most;
     most = higher ? x : most;
-    chosen = higher ? COUNTING + vector * LANES : chosen;
+    chosen = higher ? COUNTING + vector * WIDTH : chosen;
   }
   return first_of(most, chosen, [](float left, float right) { return left > right; });
 }
@@ -156,7 +127,7 @@ double weight(const floats* values, int vectors, float least) {
         sums[i] += x >= least ? (COUNT ? floats{} + 1.0f : x) : floats{};
       }
     const floats sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-    for (int lane = 0; lane < LANES; ++lane) total += sum[lane];
+    for (int lane = 0; lane < WIDTH; ++lane) total += sum[lane];
   }
   return total;
 }
@@ -207,7 +178,7 @@ int first_to_arrive(const floats* weights, int vectors, float least, std::uint64
   for (int vector = 0; vector < vectors; ++vector) {
     const ints kept = weights[vector] >= least;
     if (!any(kept)) continue;
-    const ints tokens = COUNTING + vector * LANES;
+    const ints tokens = COUNTING + vector * WIDTH;
     const floats u = noise(key, tokens);
     if (!any(kept & (u * NEARLY < best * weights[vector]))) continue;  // −ln(1 − u) ≥ u, so most need no logarithm.
     const floats arrival = minus_log1p(u) / weights[vector];
@@ -247,7 +218,7 @@ int drawn(const Row& row, int V, int vectors, floats* values, floats* room) {
 
 // chosen[i] is the next token of rows[i], out of V.
 extern "C" void sample(const Row* rows, std::int32_t* chosen, std::int32_t count, std::int32_t V, std::int32_t threads) {
-  const int vectors = (V + CHAINS * LANES - 1) / (CHAINS * LANES) * CHAINS;
+  const int vectors = (V + CHAINS * WIDTH - 1) / (CHAINS * WIDTH) * CHAINS;
 #pragma omp parallel for schedule(dynamic) num_threads(std::min(threads, count)) if (threads > 1 && count > 1)
   for (int i = 0; i < count; ++i) {
     if (rows[i].temperature == 0.0f) {

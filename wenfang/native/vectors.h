@@ -1,0 +1,75 @@
+// Vectors as wide as the processor's registers, and what the kernels compute with them.
+
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <initializer_list>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__ARM_FEATURE_DOTPROD)
+#include <arm_neon.h>
+#endif
+
+namespace {
+
+#if defined(__AVX512VNNI__)
+constexpr int WIDTH = 16;  // 32-bit numbers in a register of the processor.
+#elif defined(__AVX2__)
+constexpr int WIDTH = 8;
+#else
+constexpr int WIDTH = 4;
+#endif
+
+using ints = std::int32_t __attribute__((vector_size(WIDTH * 4)));
+using floats = float __attribute__((vector_size(WIDTH * 4)));
+using words = std::uint32_t __attribute__((vector_size(WIDTH * 4)));
+using halves = std::uint16_t __attribute__((vector_size(WIDTH * 2)));
+using bf16 = std::uint16_t;
+
+template <class T>
+T read(const void* from) {
+  T value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
+template <class T>
+void write(void* to, T value) {
+  std::memcpy(to, &value, sizeof value);
+}
+
+inline floats to_float(ints x) { return __builtin_convertvector(x, floats); }
+
+// sum + a · b, rounded once where the processor can.
+inline floats add_product(floats sum, floats a, floats b) {
+#if defined(__AVX512VNNI__)
+  return (floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
+#elif defined(__AVX2__) && defined(__FMA__)
+  return (floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
+#elif defined(__ARM_FEATURE_DOTPROD)
+  return (floats)vfmaq_f32((float32x4_t)sum, (float32x4_t)a, (float32x4_t)b);
+#else
+  return sum + a * b;
+#endif
+}
+
+inline floats widen(const bf16* x) { return (floats)(__builtin_convertvector(read<halves>(x), words) << 16); }
+
+// eˣ to a few units in the last place; 0 below the normal numbers, e⁸⁸ beyond that (Cody & Waite's reduction, and the
+// polynomial of Cephes' expf).
+inline floats exponential(floats x) {
+  const ints normal = x > -87.0f;
+  const floats most = floats{} + 88.0f, magic = floats{} + 12582912.0f;
+  x = normal ? x : floats{};
+  x = x < most ? x : most;
+  const floats n = add_product(magic, x, floats{} + 1.44269504f) - magic;  // Rounds to a whole number.
+  const floats r = add_product(add_product(x, n, floats{} - 0.693359375f), n, floats{} + 2.12194440e-4f);
+  floats p = floats{} + 1.9875691e-4f;
+  for (float c : {1.3981999e-3f, 8.3334519e-3f, 4.1665796e-2f, 1.6666665e-1f, 0.5f}) p = add_product(floats{} + c, p, r);
+  const ints power = (__builtin_convertvector(n, ints) + 127) << 23;
+  return normal ? (add_product(r, p * r, r) + 1.0f) * (floats)power : floats{};
+}
+
+}  // namespace
