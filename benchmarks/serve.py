@@ -174,7 +174,7 @@ def main() -> int:
     leaks = [line for line in held if not line.endswith(" 0.0")]
     print(f"memory: {before:.0f} MB after a quarter, {after:.0f} MB at the end; cache: {held}")
     if options.llama:
-        command = [sys.executable, "-c", LLAMA, options.llama, str(min(options.streams, 32)), str(options.port)]
+        command = [sys.executable, "-c", LLAMA, options.llama, str(options.streams), str(options.port)]
         with running(command, url):
             report("llama.cpp", asyncio.run(load(url, "x", options.streams, seconds, options.tokens)), seconds)
     return 1 if tally.wrong or quarter.wrong or leaks or after > 1.1 * before + 50 else 0

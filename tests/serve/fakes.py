@@ -3,7 +3,7 @@
 import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -54,6 +54,10 @@ class FakeStream:
                 break
             yield delta
         self.deltas.close()
+
+    def each(self, take: Callable[[Delta], None]) -> None:
+        for delta in self:
+            take(delta)
 
     def close(self) -> None:
         self.closing = True

@@ -1,6 +1,6 @@
 """What a server needs of whatever writes for it: an engine in this process, or one behind an address."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from wenfang.engine.completion import Delta
@@ -13,6 +13,11 @@ class Deltas(Protocol):
     """A completion as it is written. `close`, from any thread, cancels the writing and wakes whoever waits for more."""
 
     def __iter__(self) -> Iterator[Delta]: ...
+
+    def each(self, take: Callable[[Delta], None]) -> None:
+        """Hand every piece to `take` as it is written, in whatever thread writes it; returns after the last, or raises
+        what iterating raises. `take` must be quick and raise nothing."""
+        ...
 
     def close(self) -> None: ...
 

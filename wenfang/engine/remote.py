@@ -7,7 +7,7 @@ server behind makes of messages, roles or special tokens, it is asked for nothin
 import http.client
 import json
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -186,6 +186,11 @@ class RemoteStream:
 
     def __iter__(self) -> Iterator[Delta]:
         return self._deltas
+
+    def each(self, take: Callable[[Delta], None]) -> None:
+        """Hand every piece to `take` as it comes."""
+        for delta in self._deltas:
+            take(delta)
 
     def close(self) -> None:
         """Hang up; a thread that waits for the next piece finds that there is none."""

@@ -3,6 +3,7 @@
 import queue
 import threading
 from collections import Counter
+from collections.abc import Callable
 from itertools import takewhile
 from typing import Protocol
 
@@ -47,6 +48,8 @@ class Request:
         self.cached_tokens: int | None = None
         """Tokens of the prompt that the cache held when the request was first let in; None before."""
         self._prompt_read = 0
+        self._telling = threading.Lock()
+        self._listener: Callable[[Delta], None] | None = None
 
     @property
     def reads_prompt(self) -> bool:
@@ -81,9 +84,23 @@ class Request:
 
     def tell(self, event: Delta | Exception) -> None:
         """Put a piece, or what went wrong, before the caller; the last one once the request is finished."""
-        self.events.put(event)
+        with self._telling:
+            if self._listener is not None and not self.finished and isinstance(event, Delta):
+                self._listener(event)
+            else:
+                self.events.put(event)
         if self.finished:
             self.settled.set()
+
+    def listen(self, take: Callable[[Delta], None]) -> None:
+        """From now on hand the pieces to `take` at once, but not the last: whoever reads it may have to validate the
+        whole. Those that nobody has read yet come first."""
+        with self._telling:
+            if not self.finished:
+                while not self.events.empty():
+                    if isinstance(event := self.events.get(), Delta):
+                        take(event)
+                self._listener = take
 
 
 class Generation(Request):

@@ -1,6 +1,6 @@
 """A request's pieces for the one who waits for them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -44,6 +44,17 @@ class Stream:
         """
         self._request.settled.wait()
         return list(self)
+
+    def each(self, take: Callable[[Delta], None]) -> None:
+        """Hand every piece to `take`, all but the last in the engine's thread: waking another at every token would
+        take longer than choosing it. Returns after the last; `take` must be quick and raise nothing.
+
+        Raises:
+            WenfangError: as iteration.
+        """
+        self._request.listen(take)
+        for delta in self.rest():
+            take(delta)
 
     def close(self) -> None:
         """Cancel what is not finished and free its place at once. May be called from any thread; one that waits for

@@ -1,4 +1,4 @@
-"""Between the event loop and the engine's blocking iterators: worker threads write, coroutines read."""
+"""Between the event loop and the engine: worker threads wait, the engine's own hands over, coroutines read."""
 
 import asyncio
 import functools
@@ -67,21 +67,22 @@ class Generation:
             worker.add_done_callback(lambda _: self._tell())
 
     def _write(self, choice: int, job: Callable[[], "Deltas"]) -> None:
-        """Run one blocking iterator to its end, on a worker thread."""
+        """See one choice to its end, on a worker thread."""
         last, first = time.monotonic(), True
+
+        def take(delta: "Delta") -> None:
+            nonlocal last, first
+            now = time.monotonic()
+            self._on_delta(now - last, first)
+            last, first = now, False
+            self._deltas.append((choice, delta))
+            self._tell()
+
         # Closing is what frees the choice's place in the engine's batch.
         with closing(job()) as deltas:
             self._streams[choice] = deltas
-            if self._cancelled.is_set():
-                return
-            for delta in deltas:
-                now = time.monotonic()
-                self._on_delta(now - last, first)
-                last, first = now, False
-                self._deltas.append((choice, delta))
-                self._tell()
-                if self._cancelled.is_set():
-                    return
+            if not self._cancelled.is_set():
+                deltas.each(take)
 
     def _tell(self) -> None:
         """Wake the reader, once for all that has arrived since it last looked."""

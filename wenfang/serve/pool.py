@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from wenfang.core.errors import InputError, WenfangError
 from wenfang.core.language import say
 from wenfang.core.openai import api_key
-from wenfang.serve.dispatch import Dispatcher, Meter
+from wenfang.serve.dispatch import MAX_GENERATIONS, Dispatcher, Meter
 from wenfang.serve.errors import ApiError
 from wenfang.serve.models import Served, describe, no_such_model
 
@@ -210,7 +210,9 @@ def _open(source: Source) -> "TextEngine":
         return VllmEngine(source.path)
     if source.engine != "wenfang":
         return RemoteEngine(source.engine, source.path, key=api_key())
-    engine = Engine.load(source.path, speculation=source.speculation, quantize=source.quantize)
+    engine = Engine.load(
+        source.path, max_batch=MAX_GENERATIONS, speculation=source.speculation, quantize=source.quantize
+    )
     for adapter, folder in source.adapters.items():
         engine.load_adapter(adapter, folder)
     return engine
