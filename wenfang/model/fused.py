@@ -127,8 +127,9 @@ class FusedDecoder:
         if rope is None:
             return None, None, 0
         width = self._model.config.rope_width(rope)
-        cos_B1TK, sin_B1TK = rotation(rope, width, torch.arange(context)[None], torch.float32)
-        cos, sin = (self._numbers(table[0, 0, :, : width // 2]) for table in (cos_B1TK, sin_B1TK))
+        cos, sin = (
+            self._numbers(table[0, 0]) for table in rotation(rope, width, torch.arange(context)[None], torch.float32)
+        )
         return cos, sin, width
 
     def _numbers(self, values: Tensor) -> int:

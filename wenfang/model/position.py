@@ -11,25 +11,35 @@ from torch import Tensor
 from wenfang.model.parts import DynamicScaling, Llama3Scaling, LongRopeScaling, RopeConfig, YarnScaling
 
 Rotation = tuple[Tensor, Tensor]
-"""cos_B1TK and sin_B1TK of the angles of each position."""
+"""cos_B1TF and sin_B1TF of the angles of each position."""
 
 
 def rotation(rope: RopeConfig, width: int, positions_BT: Tensor, dtype: torch.dtype) -> Rotation:
     """The angles' cosines and sines for `width` rotated channels, computed in fp32."""
     per_position, factor = frequencies(rope, width, positions_BT)
-    angles = positions_BT[:, None, :, None].float() * per_position
-    angles_B1TK = torch.cat((angles, angles), dim=-1)
-    return (angles_B1TK.cos() * factor).to(dtype), (angles_B1TK.sin() * factor).to(dtype)
+    return _tables(positions_BT[:, None, :, None].float() * per_position, factor, dtype)
+
+
+# An operator of its own, since compilation would otherwise compute a power, a cosine and a sine anew for every number
+# that is rotated, in every layer, forward and backward (docs/log.md, 2026-11-26).
+@torch.library.custom_op("wenfang::rotation_tables", mutates_args=())
+def _tables(angles_B1TF: Tensor, factor: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return (angles_B1TF.cos() * factor).to(dtype), (angles_B1TF.sin() * factor).to(dtype)
+
+
+@_tables.register_fake
+def _(angles_B1TF: Tensor, factor: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(angles_B1TF, dtype=dtype), torch.empty_like(angles_B1TF, dtype=dtype)
 
 
 def rotate(x_BHTK: Tensor, rotation: Rotation) -> Tensor:
     """Rotary position embedding in the half-split layout of Hugging Face (Su et al. 2021). Where the heads are wider
     than the rotation, their last channels stay as they are."""
-    cos_B1TK, sin_B1TK = rotation
-    width = cos_B1TK.shape[-1]
+    cos_B1TF, sin_B1TF = rotation
+    width = 2 * cos_B1TF.shape[-1]
     turned, kept = (x_BHTK, None) if width == x_BHTK.shape[-1] else (x_BHTK[..., :width], x_BHTK[..., width:])
     first, second = turned.chunk(2, dim=-1)
-    turned = turned * cos_B1TK + torch.cat((-second, first), dim=-1) * sin_B1TK
+    turned = torch.cat((first * cos_B1TF - second * sin_B1TF, second * cos_B1TF + first * sin_B1TF), dim=-1)
     return turned if kept is None else torch.cat((turned, kept), dim=-1)
 
 
