@@ -67,7 +67,7 @@ def test_memory_is_forecast_within_15_percent_of_the_peak_of_a_process_that_trai
     plan = plan_training(SHAPE, batch=BATCH, context=context, adapter=adapter, dtype=dtype, compiled=form == "compiled")
     texts = (SHAPE.model_dump_json(), adapter.model_dump_json(), str(BATCH), dtype, form)
     command = [sys.executable, "-c", MEASURE, *texts]
-    # The least of three: what the threads' allocators hold back differs from run to run. Compiling takes too long for that.
+    # The least of three, as what allocators hold back differs from run to run; compiling takes too long for that.
     runs = [
         subprocess.run(command, capture_output=True, text=True, check=True)
         for _ in range(1 if form == "compiled" else 3)
