@@ -1,8 +1,11 @@
 """The running batch against the model run from scratch, and the life of a request."""
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +14,8 @@ from wenfang.core.errors import InputError, WenfangError
 from wenfang.engine import Engine, SamplingParams
 from wenfang.model import Decoder
 from wenfang.model.memory import Memory
+
+POET = Path(__file__).parents[2] / "models" / "poet"
 
 
 def greedy_without_cache(model: Decoder, prompt: Sequence[int], end_id: int, limit: int) -> list[int]:
@@ -29,6 +34,22 @@ def test_batched_decoding_equals_one_forward_per_token(engine: Engine, model: De
     completions = engine.generate(prompts, SamplingParams(temperature=0, max_tokens=20))
     for prompt, completion in zip(prompts, completions, strict=True):
         assert completion.token_ids == greedy_without_cache(model, prompt, engine.tokenizer.end_id, 20)
+
+
+def test_a_program_may_end_while_its_engine_writes() -> None:
+    """The engine's thread is gone before Python ends what still runs. Functions at exit run last in, first out."""
+    program = """
+import atexit, sys, threading
+from pathlib import Path
+atexit.register(lambda: print([t.name for t in threading.enumerate() if t.name.startswith("engine")]))
+from wenfang.engine import Engine, SamplingParams
+engine = Engine.load(Path(sys.argv[1]))
+stream = engine.stream([5, 6, 7], SamplingParams(max_tokens=200, logit_bias={engine.tokenizer.end_id: -100.0}))
+next(iter(stream))
+sys.modules["kept"] = stream  # Or it would be closed before.
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(POET)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
 
 
 def test_a_seed_gives_the_same_text_and_another_seed_another(engine: Engine) -> None:

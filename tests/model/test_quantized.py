@@ -15,10 +15,11 @@ from wenfang.model.folder import load_model
 from wenfang.model.gguf import load_gguf_tokenizer
 from wenfang.model.memory import Memory
 from wenfang.model.parts import MlaConfig, MoeConfig
-from wenfang.model.quantized import Quantization, QuantizedLinear, check_quantizable, quantize
+from wenfang.model.quantized import Quantization, QuantizedLinear, check_quantizable, load_quantized, quantize
 from wenfang.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
+POET = ROOT / "models" / "poet"
 TEXTS = ("README.md", "README.zh-TW.md", "LICENSE", "docs/log.md", "docs/serving.md", "docs/structured-output.md")
 pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
 
@@ -57,6 +58,13 @@ def test_every_projection_is_quantised_and_the_head_keeps_eight_bits() -> None:
     assert set(bits.values()) == {4}
     assert len(bits) == 2 * 7
     assert all(weight.ndim == 1 for weight in model.parameters())
+
+
+def test_rounding_while_reading_gives_what_rounding_afterwards_does() -> None:
+    later = quantize(load_model(POET, dtype=torch.bfloat16), "int4").state_dict()
+    found = load_quantized(POET, "int4").state_dict()
+    assert found.keys() == later.keys()
+    assert all(torch.equal(found[name], later[name]) for name in later)
 
 
 def test_tokens_are_looked_up_in_a_tied_head() -> None:

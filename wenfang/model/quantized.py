@@ -11,7 +11,7 @@ from wenfang.core.errors import ModelError
 from wenfang.core.language import say
 from wenfang.model.config import DecoderConfig
 from wenfang.model.decoder import Decoder
-from wenfang.model.folder import load_config, open_model
+from wenfang.model.folder import open_model
 from wenfang.model.linear import Linear
 from wenfang.native.pages import LargePages
 from wenfang.native.quantized import MOST_INPUTS, Bits, PackedWeight, linear, look_up, pack, packed_bytes, unpack
@@ -93,7 +93,6 @@ def load_quantized(path: Path, quantization: Quantization) -> Decoder:
     Raises:
         InputError, ModelError: as `load_model` and `quantize`.
     """
-    check_quantizable(load_config(path))
     return _quantize(*open_model(path, dtype=torch.bfloat16), quantization)
 
 

@@ -13,7 +13,6 @@
 #include <cmath>
 #include <omp.h>
 #include <sched.h>
-#include <utility>
 #include <vector>
 
 namespace {
@@ -50,8 +49,6 @@ struct Call {
 
 floats greater(floats a, floats b) { return a > b ? a : b; }
 
-using Lanes = std::make_integer_sequence<int, WIDTH>;
-
 // v[2i] + v[2i + 1] of a, then of b.
 template <int... I>
 floats add_pairs(floats a, floats b, std::integer_sequence<int, I...>) {
@@ -63,12 +60,6 @@ floats sums(floats* v) {
   for (int count = WIDTH; count > 1; count /= 2)
     for (int i = 0; i < count / 2; ++i) v[i] = add_pairs(v[2 * i], v[2 * i + 1], Lanes());
   return v[0];
-}
-
-// first, first + 1, …
-template <int... I>
-ints from(int first, std::integer_sequence<int, I...>) {
-  return ints{I...} + first;
 }
 
 float sum(floats v) {
@@ -390,7 +381,7 @@ class Step {
       const floats z = scores * (2 / d_.softcap);
       scores = d_.softcap - 2 * d_.softcap / (1.0f + exponential(z));
     }
-    const ints at = from(first, Lanes());
+    const ints at = COUNTING + first;
     const int own = call_.positions[row], oldest = l.window ? own - l.window + 1 : 0;
     return (at > own) | (at < oldest) ? floats{} - INFINITY : scores;
   }

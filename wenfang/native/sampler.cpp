@@ -19,12 +19,6 @@ constexpr float INFINITE = std::numeric_limits<float>::infinity();
 
 using longs = std::uint64_t __attribute__((vector_size(WIDTH * 4)));
 
-const ints COUNTING = [] {
-  ints numbers{};
-  for (int lane = 0; lane < WIDTH; ++lane) numbers[lane] = lane;
-  return numbers;
-}();
-
 bool any(ints mask) {
   const longs parts = (longs)mask;
   std::uint64_t all = 0;

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <initializer_list>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -27,6 +28,14 @@ using floats = float __attribute__((vector_size(WIDTH * 4)));
 using words = std::uint32_t __attribute__((vector_size(WIDTH * 4)));
 using halves = std::uint16_t __attribute__((vector_size(WIDTH * 2)));
 using bf16 = std::uint16_t;
+
+using Lanes = std::make_integer_sequence<int, WIDTH>;
+
+template <int... I>
+constexpr ints counting(std::integer_sequence<int, I...>) {
+  return ints{I...};
+}
+constexpr ints COUNTING = counting(Lanes());  // 0, 1, 2, …
 
 template <class T>
 T read(const void* from) {

@@ -153,34 +153,23 @@ def by_position(
     measure, summary = NextToken(activation_dtype(config)), dict[str, int | float | str]()
     for start, stop in pairwise(edges):
         with torch.no_grad(), placed(model, choose(config.device)):
-            nats = mean_loss(measure, model.eval(), _Between(rows, start, stop), config.batch)
+            part = _Between(rows.packed, rows.characters_per_token, rows.bytes_per_token, start=start, stop=stop)
+            nats = mean_loss(measure, model.eval(), part, config.batch)
         bits = bits_of(nats, rows)["bits_per_character"]
         summary[f"bits_per_character_at_{start}_{stop}_{when}"] = round(bits, 3)
     model.train()
     return summary
 
 
-@dataclass(frozen=True)
-class _Between:
+@dataclass(frozen=True, kw_only=True)
+class _Between(Rows):
     """Rows of which only the positions from `start` to before `stop` count."""
 
-    rows: Rows
     start: int
     stop: int
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def characters_per_token(self) -> float:
-        return self.rows.characters_per_token
-
-    @property
-    def bytes_per_token(self) -> float | None:
-        return self.rows.bytes_per_token
-
     def batch(self, rows: RowNumbers) -> Batch:
-        batch = self.rows.batch(rows)
+        batch = super().batch(rows)
         positions_BT, targets_BT = batch.tensors["positions_BT"], batch.tensors["targets_BT"]
         outside_BT = (positions_BT < self.start) | (positions_BT >= self.stop)
         targets_BT = targets_BT.masked_fill(outside_BT, IGNORED)
