@@ -271,7 +271,7 @@ def peak_of(device: str) -> float:
         return BF16_PEAK
     name = torch.cuda.get_device_name().lower() if device == "cuda" else device
     known = next((preset for key, preset in PRESETS.items() if key in name.replace(" ", "")), None)
-    return known.flops("bfloat16") if known else matmul_flops("bfloat16", device)
+    return known.flops("bfloat16") if known else matmul_flops(torch.bfloat16, device)
 
 
 def quiet_step(process: subprocess.Popen[str]) -> tuple[float, int, float, int]:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from wenfang.core.hardware import detect, free_disk_bytes, matmul_flops, peak_memory_bytes
 
@@ -65,6 +66,6 @@ def test_peak_memory_grows_with_what_was_used() -> None:
 
 
 def test_matrix_products_are_timed_once_and_in_a_plausible_range() -> None:
-    first = matmul_flops("float32")
+    first = matmul_flops(torch.float32)
     assert 1e8 < first < 1e15  # A Raspberry Pi; a hundred sockets.
-    assert matmul_flops("float32") == first
+    assert matmul_flops(torch.float32) == first

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from wenfang.cli import main
+from wenfang.train import forecast
 from wenfang.train.config import PretrainConfig
 from wenfang.train.forecast import forecast_pretrain
 
@@ -28,6 +30,18 @@ def test_memory_is_forecast_within_15_percent_of_what_the_command_takes(
     lines = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     peak_bytes = max(line.get("peak_memory_gib", 0) for line in lines) * 2**30
     assert forecast_pretrain(config).memory_bytes == pytest.approx(peak_bytes, rel=0.15)
+
+
+def test_time_is_forecast_by_the_speed_of_the_arithmetic_in_use(
+    corpus_folder: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speeds = {torch.float32: 3e9, torch.bfloat16: 1e9}
+    monkeypatch.setattr(forecast, "matmul_flops", lambda dtype, _: speeds[dtype])
+    single, half = (
+        PretrainConfig(corpus=corpus_folder, tokenizer=tokenizer_folder, **OPTIONS, dtype=dtype, compile=False)
+        for dtype in ("float32", "bfloat16")
+    )
+    assert forecast_pretrain(half).seconds == pytest.approx(3 * forecast_pretrain(single).seconds)
 
 
 def test_a_batch_that_cannot_fit_is_refused_with_what_to_lower(

@@ -9,6 +9,10 @@ import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -41,13 +45,13 @@ def detect() -> Hardware:
 
 
 @functools.cache
-def matmul_flops(dtype: str = "bfloat16", device: str = "cpu") -> float:
+def matmul_flops(dtype: "torch.dtype", device: str = "cpu") -> float:
     """Floating-point operations per second of a large matrix product here, median of five runs (~0.3 s)."""
     import torch
 
     # A GPU needs a larger one to be full.
     rows, inner = (2048, 768) if device == "cpu" else (8192, 8192)
-    a = torch.randn(rows, inner, dtype=getattr(torch, dtype), device=device)
+    a = torch.randn(rows, inner, dtype=dtype, device=device)
     times = []
     for _ in range(6):
         start = time.perf_counter()

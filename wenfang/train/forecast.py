@@ -63,7 +63,7 @@ def _forecast(config: TrainConfig, shape: DecoderConfig, adapter: AdapterConfig 
     from wenfang.train.placement import choose, has_compiler, memory_bytes
     from wenfang.train.plan import plan_training
 
-    device = choose(config.device)
+    device, dtype = choose(config.device), activation_dtype(config)
     compiled = config.compile and has_compiler(device)
     plan = plan_training(
         shape,
@@ -71,7 +71,7 @@ def _forecast(config: TrainConfig, shape: DecoderConfig, adapter: AdapterConfig 
         context=config.context,
         adapter=adapter,
         optimizer=config.optimizer,
-        dtype=str(activation_dtype(config)).removeprefix("torch."),
+        dtype=str(dtype).removeprefix("torch."),
         compiled=compiled,
         recompute=config.recompute,
     )
@@ -82,7 +82,7 @@ def _forecast(config: TrainConfig, shape: DecoderConfig, adapter: AdapterConfig 
     sizes = {name: getattr(config, name, 0) for name in ("batch", "context", "layers", "dim")}
     return Forecast(
         lower=tuple(f"{name}={value}" for name, value in sizes.items() if value > 1),
-        seconds=COMPILE_S * compiled + flops / (EFFICIENCY * matmul_flops(device=str(device))),
+        seconds=COMPILE_S * compiled + flops / (EFFICIENCY * matmul_flops(dtype, str(device))),
         memory_bytes=plan.memory_bytes + checkpoint + summed + READING_BYTES,
         limit_bytes=memory_bytes(device),
         disk_bytes=4 * shape.parameters + checkpoint * (config.keep_checkpoints + 2),

@@ -103,8 +103,7 @@ class _Run:
         flops = self._model.config.training_flops(
             self._config.batch * self._config.accumulate * self._config.context, self._config.context
         )
-        dtype = str(activation_dtype(self._config)).removeprefix("torch.")
-        (peak,) = self._workers.sums([matmul_flops(dtype, str(self._device))])
+        (peak,) = self._workers.sums([matmul_flops(activation_dtype(self._config), str(self._device))])
         self._meter = Meter(
             flops, peak, self._task.training, self._progress.losses, memory=lambda: peak_bytes(self._device)
         )

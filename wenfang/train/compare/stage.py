@@ -66,7 +66,7 @@ def forecast(config: CompareConfig) -> Forecast:
     flops = sum(shape.training_flops(tokens, config.context) for shape in shapes)
     logits = config.batch * config.context * USUAL_VOCABULARY * 16
     return Forecast(
-        seconds=flops / (EAGER_SHARE * matmul_flops()) + 20 * len(shapes),
+        seconds=flops / (EAGER_SHARE * matmul_flops(activation_dtype(config))) + 20 * len(shapes),
         memory_bytes=1_000_000_000 + logits + 20 * max(shape.parameters for shape in shapes),
         disk_bytes=48 * max(shape.parameters for shape in shapes) + 1_000_000 * len(shapes),
     )
