@@ -6,11 +6,12 @@
     .venv/bin/python benchmarks/train.py --nanogpt path/to/nanoGPT/model.py   with one more peer
     .venv/bin/python benchmarks/train.py --device cuda --shape gpt2 --nanogpt …   GPT-2 of 124M on a GPU
 
-Every contender is the same shape, compiled, in bf16, with fp32 weights moved by fused AdamW, in a process of its own;
-one step of each is timed in turn, and medians are compared. A step beside which other programs took more than a
-twentieth of the processor's time is taken again (on Linux, which tells). Peers read rows of as many tokens without a
-document mask (which is less work than keeping documents apart), the same ones each time; Wenfang's come from a mapped
-file through the loader that training uses, and how long it waited for them is printed. `litgpt` takes part where it is
+Every contender is the same shape, compiled, in bf16 where the hardware computes it (fp32 otherwise, as in training),
+with fp32 weights moved by fused AdamW, in a process of its own; one step of each is timed in turn, and medians are
+compared. A step beside which other programs took more than a twentieth of the processor's time is taken again (on
+Linux, which tells). Peers read rows of as many tokens without a document mask (which is less work than keeping
+documents apart), the same ones each time; Wenfang's come from a mapped file through the loader that training uses, and
+how long it waited for them is printed. `litgpt` takes part where it is
 installed and the shape has rotary positions.
 """
 
@@ -39,7 +40,7 @@ from wenfang.train.loader import Loader
 from wenfang.train.loss import cross_entropy_sum
 from wenfang.train.objective import Batch, Rows
 from wenfang.train.packing import batch_rows, pack
-from wenfang.train.placement import choose, peak_bytes
+from wenfang.train.placement import choose, native_bf16, peak_bytes
 
 
 def gpt2(**sizes: int) -> DecoderConfig:
@@ -71,6 +72,11 @@ Loss = Callable[[], Tensor]
 """The mean loss of the next rows."""
 
 
+def arithmetic(device: torch.device) -> torch.dtype:
+    """What all contenders compute in."""
+    return torch.bfloat16 if native_bf16(device) else torch.float32
+
+
 class Wenfang:
     """Our step, with its rows read as in training."""
 
@@ -85,14 +91,14 @@ class Wenfang:
         row = [(rng.integers(0, shape.vocab_size, n + 1), np.ones(n + 1, bool)) for n in lengths if n]
         documents = row * (8 * batch)
         self._rows = Rows(pack(documents, shape.context, folder=Path(tempfile.gettempdir())), 1.0)
-        self._batch, self._step = batch, 0
+        self._batch, self._step, self._dtype = batch, 0, arithmetic(device)
         self.loader = Loader(self._batches, device)
 
     def loss(self) -> Tensor:
         """The mean loss of the next rows."""
         (batch,) = self.loader.take(self._step)
         self._step += 1
-        return self._total(self.model, **batch.tensors, dtype=torch.bfloat16) / batch.count
+        return self._total(self.model, **batch.tensors, dtype=self._dtype) / batch.count
 
     def _batches(self, step: int) -> list[Batch]:
         return [self._rows.batch(batch_rows(len(self._rows), self._batch, step, seed=0))]
@@ -177,9 +183,10 @@ def contend(name: str, arguments: argparse.Namespace) -> None:
     ours = Wenfang(shape, batch, arguments.document or shape.context, device) if name == "wenfang" else None
     model, loss = (ours.model, ours.loss) if ours else makers[name]()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    bf16 = arithmetic(device) == torch.bfloat16
 
     def step() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=ours is None):
+        with torch.autocast(device.type, torch.bfloat16, enabled=ours is None and bf16):
             value = loss()
         value.backward()
         optimizer.step()
@@ -265,13 +272,14 @@ def main() -> None:
     print(f"waiting for data: {waits / sum(times['wenfang']):.2%} of the time of wenfang's steps")
 
 
-def peak_of(device: str) -> float:
-    """What bf16 products could reach: by the maker's datasheet for a GPU that is known, as measured for another."""
-    if device == "cpu":
+def peak_of(device: torch.device) -> float:
+    """What products could reach: by the maker's datasheet for a GPU that is known, as measured otherwise."""
+    dtype = arithmetic(device)
+    if device.type == "cpu" and dtype == torch.bfloat16:
         return BF16_PEAK
-    name = torch.cuda.get_device_name().lower() if device == "cuda" else device
+    name = torch.cuda.get_device_name().lower() if device.type == "cuda" else device.type
     known = next((preset for key, preset in PRESETS.items() if key in name.replace(" ", "")), None)
-    return known.flops("bfloat16") if known else matmul_flops(torch.bfloat16, device)
+    return known.flops(str(dtype).removeprefix("torch.")) if known else matmul_flops(dtype, device.type)
 
 
 def quiet_step(process: subprocess.Popen[str]) -> tuple[float, int, float, int]:
@@ -306,9 +314,11 @@ def show(
     shape, batch = SHAPES[arguments.shape]
     tokens = batch * shape.context
     flops = shape.training_flops(tokens, shape.context)
-    peak = peak_of(arguments.device)
+    device = choose(arguments.device)
+    peak = peak_of(device)
     speed = {name: tokens / statistics.median(seconds) for name, seconds in times.items()}
-    print(f"{arguments.shape}, {arguments.document or shape.context} tokens a document, {arguments.rounds} rounds")
+    document = arguments.document or shape.context
+    print(f"{arguments.shape}, {document} tokens a document, {arithmetic(device)}, {arguments.rounds} rounds")
     for name, tokens_per_s in speed.items():
         rate = flops / tokens * tokens_per_s
         print(

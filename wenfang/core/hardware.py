@@ -24,8 +24,6 @@ class Hardware:
     memory_bytes: int
     bf16: bool
     """The processor multiplies bfloat16 natively; without it bf16 is slower than fp32."""
-    avx512_bf16: bool
-    """The processor has the instructions that our own kernels are written in."""
     compiler: bool
     """A C++ compiler is at hand, so torch.compile works."""
 
@@ -39,7 +37,6 @@ def detect() -> Hardware:
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         bf16="avx512_bf16" in flags or "amx_bf16" in flags or "bf16" in flags.split(),
-        avx512_bf16="avx512_bf16" in flags,
         compiler=shutil.which(os.environ.get("CXX", "g++")) is not None or shutil.which("clang++") is not None,
     )
 

@@ -1,4 +1,5 @@
-"""Attention over packed rows as a torch operator with gradients, for whole sequences in bf16 and fp32 on the CPU."""
+"""Attention over packed rows as a torch operator with gradients, for whole sequences on the CPU: in fp32, and in bf16
+where the processor multiplies it."""
 
 import ctypes
 import functools
@@ -8,14 +9,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from wenfang.core.hardware import detect
 from wenfang.native.library import load
 
 SOURCE = Path(__file__).with_name("attention.cpp")
 WIDTH_STEP = 16
 """Head widths must be multiples of what a register holds."""
 NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
-"""What the library calls the formats that it computes in."""
+"""What the library calls the formats that it computes in, bf16 with AVX512-BF16 only."""
 
 
 class _Shape(ctypes.Structure):
@@ -31,22 +31,22 @@ class _Strides(ctypes.Structure):
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    return load(SOURCE) if detect().avx512_bf16 else None
+    return load(SOURCE)
 
 
-def _ready() -> bool:
-    return _library() is not None
+def _formats() -> tuple[torch.dtype, ...]:
+    return tuple(dtype for dtype, name in NAMES.items() if hasattr(_library(), f"attention_forward_{name}"))
 
 
 # Compilation takes the answer as it is instead of tracing how it is found. This is all that torch.compiler's
 # assume_constant_result does besides loading the whole compiler, 1.5 s and 70 MB where nothing is compiled.
-_ready._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_formats._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def can_attend(q_BHTK: Tensor, v_BGTV: Tensor) -> bool:
-    """Whether `attention` serves these tensors here: bf16 or fp32 on a CPU with AVX512-BF16 and a C++ compiler."""
+    """Whether `attention` serves these tensors here: fp32, or bf16 with AVX512-BF16, on a CPU with a C++ compiler."""
     fits = q_BHTK.shape[-1] % WIDTH_STEP == 0 and q_BHTK.shape[-1] == v_BGTV.shape[-1]
-    return fits and q_BHTK.device.type == "cpu" and q_BHTK.dtype in NAMES and _ready()
+    return fits and q_BHTK.device.type == "cpu" and q_BHTK.dtype in _formats()
 
 
 def attention(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, starts_BT: Tensor, scale: float) -> Tensor:

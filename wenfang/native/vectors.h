@@ -65,20 +65,20 @@ inline floats add_product(floats sum, floats a, floats b) {
 }
 
 inline floats widen(const bf16* x) { return (floats)(__builtin_convertvector(read<halves>(x), words) << 16); }
+inline floats widen(const float* x) { return read<floats>(x); }
 
 // eˣ to a few units in the last place; 0 below the normal numbers, e⁸⁸ beyond that (Cody & Waite's reduction, and the
 // polynomial of Cephes' expf).
 inline floats exponential(floats x) {
   const ints normal = x > -87.0f;
   const floats most = floats{} + 88.0f, magic = floats{} + 12582912.0f;
-  x = normal ? x : floats{};
   x = x < most ? x : most;
-  const floats n = add_product(magic, x, floats{} + 1.44269504f) - magic;  // Rounds to a whole number.
+  const floats shifted = add_product(magic, x, floats{} + 1.44269504f), n = shifted - magic;  // A whole number.
   const floats r = add_product(add_product(x, n, floats{} - 0.693359375f), n, floats{} + 2.12194440e-4f);
   floats p = floats{} + 1.9875691e-4f;
-  for (float c : {1.3981999e-3f, 8.3334519e-3f, 4.1665796e-2f, 1.6666665e-1f, 0.5f}) p = add_product(floats{} + c, p, r);
-  const ints power = (__builtin_convertvector(n, ints) + 127) << 23;
-  return normal ? (add_product(r, p * r, r) + 1.0f) * (floats)power : floats{};
+  for (float c : {1.3981999e-3f, 8.3334519e-3f, 4.1665796e-2f, 1.6666665e-1f, 0.5f, 1.0f, 1.0f})
+    p = add_product(floats{} + c, p, r);
+  return (floats)(normal & ((ints)p + ((ints)shifted << 23)));  // n is in the last bits of `shifted`; 2ⁿ · p.
 }
 
 }  // namespace
