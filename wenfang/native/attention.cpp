@@ -49,17 +49,6 @@ floats add_product(floats sum, words left, words right) {
 void store(bf16* out, floats x) { write(out, (halves)_mm512_cvtneps_pbh((__m512)x)); }
 #endif
 
-// x, in a register from here on: GCC would load it again for each product.
-template <class V>
-V hold(V x) {
-#if defined(__AVX512VNNI__)
-  asm("" : "+v"(x));
-#elif defined(__AVX2__)
-  asm("" : "+x"(x));
-#endif
-  return x;
-}
-
 // A tile of ROWS × (N · WIDTH) of C. A's element (m, p) lies at a[m * a_row + p * a_unit].
 template <int N, class U>
 void tile(const U* a, int a_row, int a_unit, const U* b, int b_row, float* c, int c_row, int units, bool add) {

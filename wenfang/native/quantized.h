@@ -22,7 +22,7 @@ constexpr int GROUP = 32;  // Inputs that share a scale.
 constexpr int STEPS = GROUP / QUAD;
 constexpr int AHEAD = 4096;  // Bytes of W fetched ahead: the processor's own guesses end at each page.
 constexpr int PARTS = LANES / WIDTH;  // Registers that the outputs of a panel take.
-constexpr int ROWS = 8;  // Rows that share a look at W; their sums fill half of the registers, or a quarter.
+constexpr int ROWS = WIDTH == 16 ? 8 : 4;  // Rows that share a look at W; their sums fill half of the registers at most.
 
 using bytes = std::uint8_t __attribute__((vector_size(WIDTH * QUAD)));
 
@@ -117,56 +117,66 @@ struct Weight {
 // One panel for R rows, eight bits.
 template <int R>
 void panel8(const std::uint8_t* w, const bf16* scales, const Rows& x, int row, float* out) {
-  const std::size_t first = std::size_t(row) * x.groups;
+  const std::ptrdiff_t groups = x.groups, first = row * groups;
   const std::int8_t* codes = x.codes.get() + first * GROUP;
   const std::int32_t* zeros = x.zeros.get() + first;
   const float* steps = x.scales.get() + first;
   floats sums[R][PARTS] = {};
-  for (int g = 0; g < x.groups; ++g, w += LANES * GROUP, scales += LANES)
-    for (int part = 0; part < PARTS; ++part) {
-      ints products[R];
-      for (int r = 0; r < R; ++r) products[r] = ints{} + zeros[r * x.groups + g];
-      for (int s = 0; s < STEPS; ++s) {
-        const std::uint8_t* four = w + s * LANES * QUAD + part * sizeof(bytes);
-        __builtin_prefetch(four + AHEAD);
-        const bytes weights = open(read<bytes>(four));
-        for (int r = 0; r < R; ++r)
-          products[r] = dot(products[r], weights, read<std::int32_t>(codes + (r * x.groups + g) * GROUP + s * QUAD));
+  for (int g = 0; g < groups; ++g, w += LANES * GROUP, scales += LANES) {
+    ints products[R][PARTS];
+    for (int r = 0; r < R; ++r)
+      for (int part = 0; part < PARTS; ++part) products[r][part] = ints{} + zeros[r * groups + g];
+    for (int s = 0; s < STEPS; ++s) {
+      const std::uint8_t* four = w + s * LANES * QUAD;
+      __builtin_prefetch(four + AHEAD);
+      bytes weights[PARTS];
+      for (int part = 0; part < PARTS; ++part) weights[part] = open(read<bytes>(four + part * sizeof(bytes)));
+      for (int r = 0; r < R; ++r) {
+        const auto its = read<std::int32_t>(codes + (r * groups + g) * GROUP + s * QUAD);
+        for (int part = 0; part < PARTS; ++part) products[r][part] = hold(dot(products[r][part], weights[part], its));
       }
+    }
+    for (int part = 0; part < PARTS; ++part) {
       const floats scale = widen(scales + part * WIDTH);
       for (int r = 0; r < R; ++r)
-        sums[r][part] = add_product(sums[r][part], to_float(products[r]), scale * steps[r * x.groups + g]);
+        sums[r][part] = add_product(sums[r][part], to_float(products[r][part]), scale * steps[r * groups + g]);
     }
+  }
   std::memcpy(out, sums, sizeof sums);
 }
 
 // One panel for R rows, four bits.
 template <int R>
 void panel4(const std::uint8_t* w, const bf16* scales, const Rows& x, int row, float* out) {
-  const std::size_t first = std::size_t(row) * x.groups;
+  const std::ptrdiff_t groups = x.groups, first = row * groups;
   const std::int8_t* codes = x.codes.get() + first * GROUP;
   const float *steps = x.scales.get() + first, *totals = x.sums.get() + first;
   floats sums[R][PARTS] = {};
-  for (int g = 0; g < x.groups; ++g, w += LANES * GROUP / 2, scales += 2 * LANES)
-    for (int part = 0; part < PARTS; ++part) {
-      ints products[R] = {};
-      for (int s = 0; s < STEPS; s += 2) {
-        const std::uint8_t* eight = w + s / 2 * LANES * QUAD + part * sizeof(bytes);
-        __builtin_prefetch(eight + AHEAD);
-        const bytes both = read<bytes>(eight), low = both & 15, high = (bytes)((words)both >> 4) & 15;
-        for (int r = 0; r < R; ++r) {
-          const std::int8_t* at = codes + (r * x.groups + g) * GROUP + s * QUAD;
-          products[r] = dot4(products[r], low, read<std::int32_t>(at));
-          products[r] = dot4(products[r], high, read<std::int32_t>(at + QUAD));
-        }
+  for (int g = 0; g < groups; ++g, w += LANES * GROUP / 2, scales += 2 * LANES) {
+    ints products[R][PARTS] = {};
+#pragma GCC unroll 8
+    for (int s = 0; s < STEPS; ++s) {
+      const std::uint8_t* eight = w + s / 2 * LANES * QUAD;
+      if (s % 2 == 0) __builtin_prefetch(eight + AHEAD);
+      bytes weights[PARTS];
+      for (int part = 0; part < PARTS; ++part) {
+        const bytes both = read<bytes>(eight + part * sizeof(bytes));
+        weights[part] = (s % 2 == 0 ? both : (bytes)((words)both >> 4)) & 15;
       }
-      const floats scale = widen(scales + part * WIDTH), least = widen(scales + LANES + part * WIDTH);
       for (int r = 0; r < R; ++r) {
-        const int at = r * x.groups + g;
-        const floats whole = add_product(least * totals[at], to_float(close4(products[r])), scale);
-        sums[r][part] = add_product(sums[r][part], whole, floats{} + steps[at]);
+        const auto its = read<std::int32_t>(codes + (r * groups + g) * GROUP + s * QUAD);
+        for (int part = 0; part < PARTS; ++part) products[r][part] = hold(dot4(products[r][part], weights[part], its));
       }
     }
+    for (int part = 0; part < PARTS; ++part) {
+      const floats scale = widen(scales + part * WIDTH), least = widen(scales + LANES + part * WIDTH);
+      for (int r = 0; r < R; ++r) {
+        const std::ptrdiff_t at = r * groups + g;
+        const floats whole = add_product(least * totals[at], to_float(close4(products[r][part])), scale);
+        sums[r][part] = add_product(sums[r][part], whole, steps[at] - floats{});
+      }
+    }
+  }
   std::memcpy(out, sums, sizeof sums);
 }
 

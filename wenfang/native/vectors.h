@@ -49,6 +49,17 @@ void write(void* to, T value) {
   std::memcpy(to, &value, sizeof value);
 }
 
+// x, in a register and computed here: GCC would load it again for each use, or put off sums until it has no registers.
+template <class V>
+V hold(V x) {
+#if defined(__AVX512VNNI__)
+  asm("" : "+v"(x));
+#elif defined(__AVX2__)
+  asm("" : "+x"(x));
+#endif
+  return x;
+}
+
 inline floats to_float(ints x) { return __builtin_convertvector(x, floats); }
 
 // sum + a · b, rounded once where the processor can.
@@ -64,7 +75,13 @@ inline floats add_product(floats sum, floats a, floats b) {
 #endif
 }
 
-inline floats widen(const bf16* x) { return (floats)(__builtin_convertvector(read<halves>(x), words) << 16); }
+inline floats widen(const bf16* x) {
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)  // GCC converts half a register at a time.
+  return (floats)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)x)), 16);
+#else
+  return (floats)(__builtin_convertvector(read<halves>(x), words) << 16);
+#endif
+}
 inline floats widen(const float* x) { return read<floats>(x); }
 
 // eˣ to a few units in the last place; 0 below the normal numbers, e⁸⁸ beyond that (Cody & Waite's reduction, and the
