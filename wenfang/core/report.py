@@ -17,6 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from wenfang.core.artifact import write_atomically
 from wenfang.core.language import say
 
 PLAIN_INTERVAL_S = 10.0
@@ -114,4 +115,4 @@ class Reporter:
                     kept.append(line + "\n")
             except json.JSONDecodeError:  # The last line of a killed run may be cut off.
                 break
-        self._metrics_path.write_text("".join(kept), encoding="utf-8")
+        write_atomically(self._metrics_path, "".join(kept).encode())

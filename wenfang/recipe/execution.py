@@ -112,8 +112,10 @@ def execute_alone(stage: Stage, config: Config, out: Path, report: Reporter) -> 
                     en=f"{str(out)!r} already holds something. Choose another folder, or delete it first.",
                 )
             )
-        check_capacity({stage.name: stage.forecast_function()(config)}, out)
-        return execute(stage, config, out, report)
+        inputs = input_fingerprints(config)
+        partial = partial_folder(out, fingerprint_stage(stage, config, inputs))
+        check_capacity({stage.name: stage.forecast_function()(config)}, out, {stage.name: partial})
+        return execute(stage, config, out, report, inputs=inputs)
 
 
 def assist(stage: Stage, config: Config) -> None:
@@ -148,7 +150,8 @@ def lock(path: Path, held: str) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # Still held: one who opened it just now finds it gone and starts over.
+        with contextlib.suppress(OSError):  # A disk that became read-only is the block's error to tell.
+            path.unlink()  # Still held: one who opened it just now finds it gone and starts over.
         holder.release()
 
 

@@ -4,6 +4,7 @@
 architecture and a SHA-256 over both.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -172,7 +173,8 @@ class Checkpoints:
         try:
             write_tensors(tensors, partial, metadata | {"sha256": _digest(tensors, metadata)})
         except OSError:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # Where nothing may be written, this may not be removed either.
+                partial.unlink(missing_ok=True)
             raise
         sync_folder(partial)
         partial.replace(final)
