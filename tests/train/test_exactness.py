@@ -1,5 +1,6 @@
 """The loop's promises: accumulation, early stopping, bad steps."""
 
+import io
 import json
 import math
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -16,11 +18,13 @@ from wenfang.core.errors import WenfangError
 from wenfang.core.report import Reporter
 from wenfang.model import Decoder
 from wenfang.model.memory import Memory
+from wenfang.train import loop
 from wenfang.train.config import OptimizerConfig, TrainConfig
 from wenfang.train.dropout import add_dropout
 from wenfang.train.loop import train
 from wenfang.train.objective import Batch, Loss, NextToken, Rows, Task, next_token
-from wenfang.train.packing import IGNORED, pack
+from wenfang.train.packing import IGNORED, batch_rows, pack
+from wenfang.train.parallel import Workers
 
 Make = Callable[[], Decoder]
 Configure = Callable[..., TrainConfig]
@@ -134,6 +138,22 @@ def test_skipping_everything_stops(task: Task, tiny_model: Make, tiny_config: Co
     assert len(list((tmp_path / "bad_steps").iterdir())) == 10
 
 
+def test_the_batch_that_is_kept_is_that_of_all_processes(
+    task: Task, tiny_model: Make, tiny_config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class First(Workers):
+        def share(self, rows: np.ndarray) -> np.ndarray:
+            return rows[: len(rows) // 2]
+
+    monkeypatch.setattr(loop, "join", First)
+    with pytest.raises(WenfangError, match="bad loss"):
+        run(tiny_model(), task, tiny_config(optimizer=OptimizerConfig(lr=1e30, warmup=0)), tmp_path)
+    (path,) = (tmp_path / "bad_steps").iterdir()
+    assert isinstance(task.training, Rows)
+    wanted = batch_rows(len(task.training), 4, int(path.stem.removeprefix("step-")) - 1, seed=1)
+    assert torch.equal(load_file(path)["ids_BT"], task.training.batch(wanted).tensors["ids_BT"])
+
+
 def test_counts_are_learned_tokens(task: Task) -> None:
     assert isinstance(task.training, Rows)
     batch = task.training.batch(np.array([0, 1]))
@@ -202,3 +222,15 @@ def test_dropout_is_torch_s_on_what_each_sublayer_adds_and_ends_with_training(ti
         assert float(left.eq(0).float().mean()) == pytest.approx(0.25, abs=0.03)  # Of 7,360: 6 standard deviations.
         torch.testing.assert_close(left, torch.where(left == 0, 0.0, whole / 0.75))
     assert torch.equal(model.eval()(ids_BT, positions_BT, Memory()), before)
+
+
+def test_without_a_compiler_it_trains_and_says_so_once(
+    task: Task, tiny_model: Make, tiny_config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "has_compiler", lambda _: False)
+    told = io.StringIO()
+    config = tiny_config(steps=2, compile=True)
+    summary = train(tiny_model(), task, config, tmp_path, Reporter(console=Console(file=told)), label="")
+    assert math.isfinite(summary["validation_loss"])
+    assert told.getvalue().count("No C++ compiler found; training uncompiled") == 1
+    assert "compiling first" not in told.getvalue()

@@ -27,6 +27,7 @@ from wenfang.core.errors import BusyError, InputError
 from wenfang.core.language import say
 from wenfang.core.report import Reporter
 from wenfang.recipe.capacity import check_capacity
+from wenfang.recipe.figures import duration, size
 from wenfang.recipe.inputs import check_input, input_fingerprints, input_paths
 from wenfang.recipe.stages import Stage
 
@@ -114,7 +115,15 @@ def execute_alone(stage: Stage, config: Config, out: Path, report: Reporter) -> 
             )
         inputs = input_fingerprints(config)
         partial = partial_folder(out, fingerprint_stage(stage, config, inputs))
-        check_capacity({stage.name: stage.forecast_function()(config)}, out, {stage.name: partial})
+        forecast = stage.forecast_function()(config)
+        check_capacity({stage.name: forecast}, out, {stage.name: partial})
+        costs = duration(forecast.seconds), size(forecast.memory_bytes), size(forecast.disk_bytes)
+        report.notice(
+            say(
+                zh="預計 {}，記憶體 {}，磁碟 {}。".format(*costs),
+                en="Forecast: {}, {} of memory, {} of disk.".format(*costs),
+            )
+        )
         return execute(stage, config, out, report, inputs=inputs)
 
 
