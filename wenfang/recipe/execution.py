@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from wenfang.core.artifact import (
+    CHECKPOINTS,
     MANIFEST,
     Manifest,
     check_artifact,
@@ -87,6 +88,8 @@ def execute(
         sync_folder(partial)  # The manifest says that the files are whole, so they reach the disk before it.
         write_atomically(partial / MANIFEST, manifest.model_dump_json(indent=1).encode())
     (partial / ATTEMPTS).unlink(missing_ok=True)
+    for folder in list(partial.rglob(CHECKPOINTS)):
+        shutil.rmtree(folder)
     publish(partial, out)
     return manifest
 

@@ -134,7 +134,7 @@ class _Run:
                 saved = time.monotonic()
 
     def finish(self) -> Summary:
-        """Choose the weights, tidy up and say how it went."""
+        """Choose the weights and say how it went."""
         progress, config = self._progress, self._config
         nats, summary = progress.validation_loss, self._meter.summary()
         if config.patience:
@@ -144,7 +144,7 @@ class _Run:
         if progress.skipped:
             summary["skipped_steps"] = progress.skipped
         rows = progress.step * config.batch * config.accumulate
-        self._checkpoints.drop()
+        self._checkpoints.check(wait=True)
         if self._shards:
             fill(self._trained, self._model)
         return summary | {
