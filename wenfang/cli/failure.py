@@ -117,6 +117,10 @@ def _system(error: OSError) -> str:
             zh="磁碟已滿。請騰出空間後再執行同一個指令。",
             en="The disk is full. Free some space and run the same command.",
         ),
+        errno.EIO: say(
+            zh="磁碟回報錯誤。請檢查磁碟後再執行同一個指令。",
+            en="The disk reports an error. Check it, then run the same command.",
+        ),
         errno.EROFS: say(
             zh="檔案系統唯讀。請改為可寫後再執行同一個指令，或換個資料夾。",
             en="The file system is read-only. Make it writable and run the same command, or choose another folder.",
