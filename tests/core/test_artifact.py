@@ -1,5 +1,6 @@
 """Artifacts: whole or not there, known by their content, and found out when something happened to them."""
 
+import errno
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from wenfang.core.artifact import (
     publish,
     read_manifest,
     record_files,
+    sync_folder,
     write_atomically,
 )
 from wenfang.core.errors import InputError
@@ -267,3 +269,13 @@ class TestWriteAtomically:
         write_atomically(path, b"new")
         assert path.read_bytes() == b"new"
         assert [file.name for file in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_disk_that_fails_is_told_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    (tmp_path / "weights").write_bytes(b"1")
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match=r"Input/output error: .*weights"):
+        sync_folder(tmp_path)

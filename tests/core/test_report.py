@@ -70,6 +70,25 @@ def test_on_a_terminal_a_bar_is_drawn_with_its_note() -> None:
     assert "\x1b[" in shown
 
 
+def test_nothing_is_cut_off_on_a_narrow_terminal() -> None:
+    out = io.StringIO()
+    note = "loss 4.201 · 1.234 bits/byte · 3.702 bits/char · 12,345 tokens/s · 250 GFLOP/s, MFU 55% · 12.3 GiB"
+    console = Console(file=out, force_terminal=True, width=80, color_system=None)
+    with Reporter(console=console).track("pretraining [bold]", 20_000) as track:
+        track.update(1500, note)
+    shown = " ".join(out.getvalue().split())
+    assert note in shown
+    assert all(part in shown for part in ("pretraining [bold] ", " 1500/20000 ", " ETA "))
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_the_first_piece_waits_for_is_said_at_once(terminal: bool) -> None:
+    reporter, out = _reporter(terminal=terminal)
+    with reporter.track("training", 50) as track:
+        track.announce("compiling")
+    assert "compiling" in out.getvalue()
+
+
 @pytest.mark.parametrize("say", [Reporter.notice, Reporter.warn])
 def test_brackets_in_what_is_said_stay_brackets(say) -> None:
     reporter, out = _reporter()

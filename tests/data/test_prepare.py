@@ -9,7 +9,9 @@ import pytest
 from pydantic import ValidationError
 
 from wenfang.core.errors import DataError
+from wenfang.core.licence import read_licence
 from wenfang.core.report import Reporter
+from wenfang.data import converse
 from wenfang.data.prepare import PrepareConfig, forecast, run
 from wenfang.text.metre import check_verse
 from wenfang.text.verse import parse_document
@@ -164,3 +166,15 @@ def test_the_forecast_grows_with_the_source(source: Path, tmp_path: Path) -> Non
     something = forecast(PrepareConfig(source=source))
     assert something.seconds > nothing.seconds > 0
     assert something.disk_bytes > nothing.disk_bytes
+
+
+def test_the_licence_of_the_source_is_handed_on_and_none_is_made_up(source: Path, tmp_path: Path) -> None:
+    prepare(source, tmp_path / "without")
+    assert read_licence(tmp_path / "without") is None
+    (source / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n", encoding="utf-8")
+    prepare(source, tmp_path / "with")
+    assert read_licence(tmp_path / "with") == "cc-by-4.0"
+    (tmp_path / "conversations").mkdir()
+    converse.run(converse.ConverseConfig(corpus=tmp_path / "with"), tmp_path / "conversations", Reporter())
+    assert read_licence(tmp_path / "conversations") == "cc-by-4.0"
+    assert read_licence(Path(__file__).parents[2] / "data/verse") == "mit"

@@ -30,7 +30,8 @@ def refused(place: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., str
             main(words) == 2
         )  # A mistake of ours would pass through as it is, to be shown by the hook of the process.
         out, err = capfd.readouterr()
-        said = [line for line in err.splitlines() if not re.search(r" \d+/\d+$", line)]  # Progress made before.
+        # Apart from the forecast and the progress made before.
+        said = [line for line in err.splitlines() if not re.search(r"^Forecast: | \d+/\d+$", line)]
         assert out == ""
         assert 1 <= len(said) <= 2
         assert "Traceback" not in err

@@ -1,5 +1,6 @@
 """One stage into one folder: whole or not at all, resumed, timed over all its attempts."""
 
+import errno
 import json
 import os
 import time
@@ -192,6 +193,19 @@ def test_only_one_may_hold_a_lock(place: Path) -> None:
         pass
     with lock(Path("here/.lock"), "here"):
         pass
+
+
+def test_a_lock_on_a_disk_that_became_read_only_hides_no_error(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    def work() -> None:
+        with lock(Path("here/.lock"), "here"):
+            monkeypatch.setattr(Path, "unlink", refuse)
+            raise OSError(errno.EROFS, "Read-only file system", "step-00000005")
+
+    with pytest.raises(OSError, match="step-00000005"):
+        work()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from tiny_stages import RAN, RECIPE, TINY, ModelConfig
 
 from wenfang.core.errors import CapacityError
 from wenfang.core.report import Reporter
-from wenfang.recipe import Plan, Stage, load_recipe, make_plan, run_recipe
+from wenfang.recipe import Plan, Stage, capacity, load_recipe, make_plan, run_recipe
+from wenfang.recipe.execution import partial_folder
 from wenfang.recipe.plan import State
 from wenfang.recipe.tables import plan_table
 
@@ -109,6 +110,20 @@ def test_more_memory_or_disk_than_there_is_is_refused(write: Write) -> None:
         _run(path, "base.memory_bytes=1000000000000000000")
     assert not RAN
     _plan(path).check()
+
+
+def test_what_an_interrupted_run_left_is_disk_that_it_has_already(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(RECIPE)
+    plan = _plan(path)
+    monkeypatch.setattr(capacity, "free_disk_bytes", lambda _: sum(f.disk_bytes for f in plan.forecasts.values()) - 500)
+    with pytest.raises(CapacityError, match="of disk"):
+        plan.check()
+    left = partial_folder(plan.steps[1].out, plan.steps[1].fingerprint) / "checkpoints/step-00000001.safetensors"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(bytes(600))
+    plan.check()
 
 
 def test_what_is_kept_needs_nothing_more(write: Write) -> None:

@@ -44,7 +44,7 @@ CONVERSATION = [
 ]
 
 
-def folder(tokenizer_folder: Path, target: Path, template: str) -> Path:
+def folder(tokenizer_folder: Path, target: Path, template: str | list[dict[str, str]]) -> Path:
     target.mkdir(exist_ok=True)
     for source in tokenizer_folder.iterdir():
         (target / source.name).write_bytes(source.read_bytes())
@@ -74,6 +74,14 @@ def test_ids_and_mask_equal_transformers(both: tuple[Tokenizer, object]) -> None
     pairs = ours.chat_with_mask(CONVERSATION, tools=TOOLS)
     assert [id_ for id_, _ in pairs] == expected["input_ids"]
     assert [int(mine) for _, mine in pairs] == expected["assistant_masks"]
+
+
+def test_of_several_templates_the_default_is_taken(tokenizer_folder: Path, tmp_path: Path) -> None:
+    named = [{"name": "rag", "template": "?"}, {"name": "default", "template": "<|user|>{{ messages[0].content }}"}]
+    place = folder(tokenizer_folder, tmp_path / "both", named)
+    message = [{"role": "user", "content": "山"}]
+    expected = AutoTokenizer.from_pretrained(place).apply_chat_template(message)["input_ids"]
+    assert Tokenizer.load(place).chat(message) == expected
 
 
 def test_a_special_token_in_any_text_stays_text(both: tuple[Tokenizer, object]) -> None:

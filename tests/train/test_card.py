@@ -71,3 +71,22 @@ def test_without_metrics_or_licence_it_claims_neither(config: PretrainConfig, tm
     assert "curves" not in text
     assert "minutes" not in text
     assert not (tmp_path / "curves.svg").exists()
+
+
+def test_what_the_base_was_made_from_is_told_with_its_licences(
+    config: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A base may have a base of its own, and a card in the other language."""
+    base, middle = tmp_path / "base", tmp_path / "middle"
+    for folder, language in ((base, "zh"), (middle, "en")):
+        folder.mkdir()
+        monkeypatch.setenv("WENFANG_LANGUAGE", language)
+        (folder / "README.md").write_text(model_card("train.pretrain", config, {}, folder), encoding="utf-8")
+        config = config.model_copy(update={"model": folder})
+    lines = model_card("train.sft", config, {}, tmp_path).splitlines()
+    start = lines.index("- model (middle): licence not stated")
+    assert lines[start + 1 : start + 4] == [
+        "  - corpus (data.prepare, 0123456789abcdef): licence mit, poems 1,234",
+        "  - model (base): licence not stated",
+        "    - corpus (data.prepare, 0123456789abcdef): 授權 mit, poems 1,234",
+    ]

@@ -1,5 +1,6 @@
 """The loop's promises: accumulation, early stopping, bad steps."""
 
+import io
 import json
 import math
 from collections.abc import Callable
@@ -9,16 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from wenfang.core.errors import WenfangError
 from wenfang.core.report import Reporter
 from wenfang.model import Decoder
+from wenfang.model.memory import Memory
+from wenfang.train import loop
 from wenfang.train.config import OptimizerConfig, TrainConfig
+from wenfang.train.dropout import add_dropout
 from wenfang.train.loop import train
-from wenfang.train.objective import Batch, Loss, NextToken, Rows, Task
-from wenfang.train.packing import IGNORED, pack
+from wenfang.train.objective import Batch, Loss, NextToken, Rows, Task, next_token
+from wenfang.train.packing import IGNORED, batch_rows, pack
+from wenfang.train.parallel import Workers
 
 Make = Callable[[], Decoder]
 Configure = Callable[..., TrainConfig]
@@ -132,9 +138,99 @@ def test_skipping_everything_stops(task: Task, tiny_model: Make, tiny_config: Co
     assert len(list((tmp_path / "bad_steps").iterdir())) == 10
 
 
+def test_the_batch_that_is_kept_is_that_of_all_processes(
+    task: Task, tiny_model: Make, tiny_config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class First(Workers):
+        def share(self, rows: np.ndarray) -> np.ndarray:
+            return rows[: len(rows) // 2]
+
+    monkeypatch.setattr(loop, "join", First)
+    with pytest.raises(WenfangError, match="bad loss"):
+        run(tiny_model(), task, tiny_config(optimizer=OptimizerConfig(lr=1e30, warmup=0)), tmp_path)
+    (path,) = (tmp_path / "bad_steps").iterdir()
+    assert isinstance(task.training, Rows)
+    wanted = batch_rows(len(task.training), 4, int(path.stem.removeprefix("step-")) - 1, seed=1)
+    assert torch.equal(load_file(path)["ids_BT"], task.training.batch(wanted).tensors["ids_BT"])
+
+
 def test_counts_are_learned_tokens(task: Task) -> None:
     assert isinstance(task.training, Rows)
     batch = task.training.batch(np.array([0, 1]))
     targets = task.training.packed.targets_NT[:2]
     assert batch.count == (targets != IGNORED).sum()
     assert batch.tokens == (task.training.packed.documents_NT[:2] >= 0).sum()
+
+
+WITHOUT_EFFECT = {"clip": 1e9, "floor": 0.0}
+OPTIONS: list[dict[str, object]] = [
+    {"dropout": 0.3},
+    {"label_smoothing": 0.1},
+    {"z_loss": 0.1},
+    {"accumulate": 2},
+    {"seed": 2},
+    *({"optimizer": {"name": "adamw", **WITHOUT_EFFECT, **change}} for change in (
+        {"clip": 1e-7},
+        {"weight_decay": 0.5},
+        {"layer_decay": 0.5},
+        {"lr": 0.01},
+        {"warmup": 0.9},
+        {"floor": 0.9},
+        {"decay": 0.9},
+        {"schedule": "linear"},
+        {"schedule": "cosine"},
+        {"schedule": "constant"},
+        {"name": "muon"},
+        {"name": "adam8bit"},
+        {"name": "lion"},
+        {"name": "galore"},
+        {"name": "galore", "galore_rank": 2},
+        {"name": "galore", "galore_refresh": 1},
+        {"name": "galore", "galore_scale": 0.5},
+    )),
+]  # fmt: skip
+
+
+def test_no_option_does_nothing(task: Task, tiny_model: Make, tiny_config: Configure, tmp_path: Path) -> None:
+    """Each gives other weights than the plain run, and than any other."""
+    plain: dict[str, object] = {"optimizer": {"name": "adamw", **WITHOUT_EFFECT}}
+    seen: dict[str, bytes] = {}
+    for number, change in enumerate([{}, *OPTIONS]):
+        config, model = tiny_config(steps=4, **(plain | change)), tiny_model()
+        run(model, next_token(task.training, task.validation, config), config, tmp_path / str(number))
+        seen[str(change)] = b"".join(weight.detach().numpy().tobytes() for weight in model.parameters())
+    assert len(set(seen.values())) == len(seen) == len(OPTIONS) + 1
+
+
+def test_dropout_is_torch_s_on_what_each_sublayer_adds_and_ends_with_training(tiny_model: Make) -> None:
+    model, ids_BT = tiny_model(), torch.arange(23).repeat(20, 1)
+    positions_BT = torch.arange(23).expand(20, -1)
+    with torch.no_grad():
+        for weight in model.parameters():  # Sublayers begin by adding nothing.
+            weight.normal_()
+    before = model.eval()(ids_BT, positions_BT, Memory())
+    seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+    sublayers = [block.get_submodule(name) for block in model.layers for name in ("mixer", "mlp")]
+    for module in sublayers:
+        module.register_forward_hook(lambda module, _, output: seen.update({module: (output, output)}))
+    add_dropout(model, 0.25)
+    for module in sublayers:
+        module.register_forward_hook(lambda module, _, output: seen.update({module: (seen[module][0], output)}))
+    model.train()(ids_BT, positions_BT, Memory())
+    for module in sublayers:
+        whole, left = seen[module]
+        assert float(left.eq(0).float().mean()) == pytest.approx(0.25, abs=0.03)  # Of 7,360: 6 standard deviations.
+        torch.testing.assert_close(left, torch.where(left == 0, 0.0, whole / 0.75))
+    assert torch.equal(model.eval()(ids_BT, positions_BT, Memory()), before)
+
+
+def test_without_a_compiler_it_trains_and_says_so_once(
+    task: Task, tiny_model: Make, tiny_config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "has_compiler", lambda _: False)
+    told = io.StringIO()
+    config = tiny_config(steps=2, compile=True)
+    summary = train(tiny_model(), task, config, tmp_path, Reporter(console=Console(file=told)), label="")
+    assert math.isfinite(summary["validation_loss"])
+    assert told.getvalue().count("No C++ compiler found; training uncompiled") == 1
+    assert "compiling first" not in told.getvalue()

@@ -44,6 +44,26 @@ def test_time_is_forecast_by_the_speed_of_the_arithmetic_in_use(
     assert forecast_pretrain(half).seconds == pytest.approx(3 * forecast_pretrain(single).seconds)
 
 
+def test_processes_on_one_machine_share_its_memory_and_their_work(
+    corpus_folder: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forecast, "matmul_flops", lambda *_: 1e9)
+    inputs = {"corpus": corpus_folder, "tokenizer": tokenizer_folder, "dtype": "float32", "compile": False}
+    alone, shared, parts = (
+        PretrainConfig(**inputs, **OPTIONS | {"batch": batch}, shard=shard)
+        for batch, shard in ((4, False), (8, False), (8, True))
+    )
+    one = forecast_pretrain(alone)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    two = forecast_pretrain(shared)
+    # Two processes with four rows each, and one copy of the first one's state while a checkpoint is written.
+    copy = one.disk_bytes // 5 * 3 // 4
+    assert two.memory_bytes == pytest.approx(2 * one.memory_bytes - copy, rel=0.1)
+    assert two.seconds == pytest.approx(one.seconds)
+    assert forecast_pretrain(parts).memory_bytes < two.memory_bytes
+
+
 def test_a_batch_that_cannot_fit_is_refused_with_what_to_lower(
     corpus_folder: Path, tokenizer_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,21 +3,25 @@
 import io
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
+from tokenizer.test_chat_template import CONVERSATION, TEMPLATE, TOOLS
+from transformers import AutoTokenizer
 
 from wenfang.core.errors import DataError, InputError, WenfangError
 from wenfang.core.report import Reporter
-from wenfang.model import Decoder, DecoderConfig, load_model
+from wenfang.model import Decoder, DecoderConfig, load_model, save_model
 from wenfang.model.memory import Memory
 from wenfang.tokenizer import Tokenizer
 from wenfang.train import pretrain, sft
 from wenfang.train.config import AdapterConfig, OptimizerConfig, PretrainConfig, SftConfig
 from wenfang.train.loss import cross_entropy_sum
-from wenfang.train.packing import pack
+from wenfang.train.objective import next_token
+from wenfang.train.packing import IGNORED, Document, pack
 from wenfang.train.peft import load_adapter
 from wenfang.train.schedule import rate
 
@@ -29,21 +33,42 @@ def config(corpus: Path, tokenizer: Path, **changes: object) -> PretrainConfig:
     return PretrainConfig(corpus=corpus, tokenizer=tokenizer, **values)
 
 
-def test_packed_loss_is_the_loss_of_each_document_alone() -> None:
+def row_of(documents: list[Document]) -> list[torch.Tensor]:
+    """The documents in one row: ids, targets, documents, positions."""
+    packed = pack(documents, 32)
+    assert len(packed) == 1
+    arrays = (packed.ids_NT, packed.targets_NT, packed.documents_NT, packed.positions_NT)
+    return [torch.from_numpy(a).long() for a in arrays]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    # bf16 keeps 8 bits, and products of other shapes add up in another order: 2^-9 of a sum over many tokens.
+    [(torch.float32, 1e-5), (torch.bfloat16, 2**-9)],
+    ids=str,
+)
+def test_packed_loss_is_the_loss_of_each_document_alone(dtype: torch.dtype, tolerance: float) -> None:
     torch.manual_seed(0)
     model = Decoder(DecoderConfig(vocab_size=50, dim=16, layers=2, heads=2, kv_heads=1, head_dim=8, hidden=24))
     documents = [(torch.randint(0, 50, (n,)).tolist(), [True] * n) for n in (5, 9, 7, 12)]
-    packed = pack(documents, 32)
-    assert len(packed) == 1  # All four share one row.
-    arrays = (packed.ids_NT, packed.targets_NT, packed.documents_NT, packed.positions_NT)
-    tensors = [torch.from_numpy(a).long() for a in arrays]
-    together = cross_entropy_sum(model, *tensors, torch.float32)
+    together = cross_entropy_sum(model, *row_of(documents), dtype)
     alone = torch.zeros(())
     for ids, _ in documents:
         row = torch.tensor([ids])
-        logits = model(row[:, :-1], torch.arange(len(ids) - 1)[None], Memory())
-        alone += torch.nn.functional.cross_entropy(logits[0], row[0, 1:], reduction="sum")
-    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+        logits = model.logits(model.hidden(row[:, :-1], torch.arange(len(ids) - 1)[None], Memory(), dtype))
+        alone += torch.nn.functional.cross_entropy(logits[0].float(), row[0, 1:], reduction="sum")
+    torch.testing.assert_close(together, alone, rtol=tolerance, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_else_is_in_the_row_changes_no_bit_of_a_document_s_loss(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = Decoder(DecoderConfig(vocab_size=50, dim=16, layers=2, heads=2, kv_heads=1, head_dim=8, hidden=24))
+    document, losses = ([7, 3, 9, 30, 2, 2, 41], [True] * 7), set()
+    for _ in range(3):
+        others = [(torch.randint(0, 50, (n,)).tolist(), [False] * n) for n in (12, 5)]
+        losses.add(float(cross_entropy_sum(model, *row_of([*others, document]), dtype).detach()))
+    assert len(losses) == 1
 
 
 def test_compiled_and_eager_give_the_same_loss_and_gradient() -> None:
@@ -65,7 +90,6 @@ def test_compiled_and_eager_give_the_same_loss_and_gradient() -> None:
 def test_it_learns_what_it_reads(corpus_folder: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
     summary = pretrain.run(config(corpus_folder, tokenizer_folder, steps=80), tmp_path, Reporter())
     assert summary["validation_loss"] < 0.5 * math.log(Tokenizer.load(tokenizer_folder).vocab_size)
-    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_weights_can_be_written_in_half_the_space(corpus_folder: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
@@ -141,6 +165,10 @@ def test_sft_learns_the_answer(base: Path, tmp_path: Path) -> None:
         ("{", "line 2 is not"),
         ('{"text": "x"}', "line 2 is not"),
         ('{"messages": [{"role": "robot", "content": "x"}]}', "line 2: .*'robot'"),
+        (
+            '{"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]}',
+            "line 2: tool_calls must be a list",
+        ),
         (turn("白" * 100), "line 2 has .* tokens, more than context=64"),
     ],
 )
@@ -157,7 +185,7 @@ def test_too_long_can_be_dropped_or_truncated(base: Path, tmp_path: Path) -> Non
 
 def test_a_conversation_in_which_the_assistant_is_silent_is_left_out_and_told(base: Path, tmp_path: Path) -> None:
     asked = json.dumps({"messages": [{"role": "user", "content": "白" * 70}, {"role": "assistant", "content": "好"}]})
-    folder = conversations(tmp_path, turn(), asked)
+    folder = conversations(tmp_path, turn("白" * 100), asked)
     told = io.StringIO()
     rows = sft._rows(
         folder / "train.jsonl",
@@ -167,8 +195,42 @@ def test_a_conversation_in_which_the_assistant_is_silent_is_left_out_and_told(ba
         tmp_path,
     )
     assert len(rows) == 1
-    assert "1 conversations were too long (truncate)" in told.getvalue()
+    assert rows.characters_per_token == 1.0  # Of what is learned, not of what was cut off.
+    assert "2 conversations were too long (truncate)" in told.getvalue()
     assert "left out 1 conversations in which the assistant says nothing" in told.getvalue()
+
+
+def test_training_reads_the_ids_of_the_saved_tokenizer(
+    tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tools, calls whose arguments are text as OpenAI has them, results, a system prompt and several turns, by a
+    template in the file where `transformers` keeps it."""
+    tokenizer, model = tmp_path / "tokenizer", tmp_path / "model"
+    shutil.copytree(tokenizer_folder, tokenizer)
+    template = TEMPLATE.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    (tokenizer / "chat_template.jinja").write_text(template, encoding="utf-8")
+    model.mkdir()
+    size = Tokenizer.load(tokenizer).vocab_size
+    shape = DecoderConfig(vocab_size=size, dim=16, layers=1, heads=2, kv_heads=1, head_dim=8, hidden=24, context=512)
+    save_model(Decoder(shape), model, tokenizer=tokenizer, bos_id=1, end_id=2, card="")
+    written = json.loads(json.dumps(CONVERSATION))
+    function = written[2]["tool_calls"][0]["function"]
+    function["arguments"] = json.dumps(function["arguments"])
+    folder = conversations(tmp_path, json.dumps({"messages": written, "tools": TOOLS}))
+    only_a_call = json.dumps({"messages": written[:3], "tools": TOOLS})
+    (folder / "validation.jsonl").write_text(only_a_call + "\n", encoding="utf-8")
+    read = []
+    monkeypatch.setattr(sft, "next_token", lambda *given: read.append(given[0].packed) or next_token(*given))
+    summary = fine_tune(model, folder, tmp_path / "out", context=512, steps=1)
+    assert math.isfinite(summary["validation_loss"])
+    saved = AutoTokenizer.from_pretrained(tmp_path / "out")
+    ids = saved.apply_chat_template(CONVERSATION, tools=TOOLS)["input_ids"]
+    saved.chat_template = TEMPLATE
+    marked = saved.apply_chat_template(CONVERSATION, tools=TOOLS, return_dict=True, return_assistant_tokens_mask=True)
+    said = zip(ids[1:], marked["assistant_masks"][1:], strict=True)
+    assert read[0].ids_NT[0, : len(ids) - 1].tolist() == ids[:-1]
+    assert read[0].targets_NT[0, : len(ids) - 1].tolist() == [id_ if mine else IGNORED for id_, mine in said]
+    assert (read[0].targets_NT[0, len(ids) - 1 :] == IGNORED).all()
 
 
 def test_nothing_to_learn_and_context_too_long(base: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from wenfang.core.hardware import peak_memory_bytes
 from wenfang.train import meter
-from wenfang.train.meter import Meter
+from wenfang.train.meter import Meter, bits_of
 
 TEXT = SimpleNamespace(characters_per_token=2.0, bytes_per_token=6.0)
 
@@ -29,4 +29,6 @@ def test_speed_and_use_of_the_machine_follow_from_the_clock(monkeypatch: pytest.
     assert values["bits_per_byte"] == pytest.approx(0.5)
     assert values["data_wait"] == 0.125
     assert 0.05 < values["peak_memory_gib"] <= peak_memory_bytes() / 2**30
+    nothing_written = SimpleNamespace(characters_per_token=0.0, bytes_per_token=0.0)  # Replies of an end token alone.
+    assert bits_of(1.0, nothing_written) == {}
     assert counted.summary() == {"tokens_per_s": 150, "gflop_per_s": 3, "mfu": 0.25, "data_wait": 0.25}

@@ -80,12 +80,17 @@ def alone(corpus_folder: Path, tokenizer_folder: Path, tmp_path_factory: pytest.
     return out
 
 
-def test_two_processes_are_one(alone: Path, corpus_folder: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
-    shared = tmp_path / "shared"
-    command = words(corpus_folder, tokenizer_folder, shared, "--nproc=2")
-    process = start(sys.executable, "-m", "wenfang", *command)
+@pytest.fixture(scope="module")
+def shared(corpus_folder: Path, tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The undisturbed run of two processes."""
+    out = tmp_path_factory.mktemp("parallel") / "shared"
+    process = start(sys.executable, "-m", "wenfang", *words(corpus_folder, tokenizer_folder, out, "--nproc=2"))
     _, said = process.communicate(timeout=90)
     assert process.returncode == 0, said
+    return out
+
+
+def test_two_processes_are_one(alone: Path, shared: Path) -> None:
     for name in ("loss", "validation_loss"):
         # Sums of other parts in another order: fp32 rounding, grown over 60 steps.
         assert curve(shared, name) == pytest.approx(curve(alone, name), rel=1e-4)
@@ -128,22 +133,27 @@ def test_two_then_one_then_three_processes_are_one(
         torch.testing.assert_close(ours[name], weight, rtol=1e-2, atol=1e-4)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, 137), (signal.SIGTERM, 143)])
-def test_a_job_that_is_hit_says_how_it_goes_on(
-    number: signal.Signals, code: int, corpus_folder: Path, tokenizer_folder: Path, tmp_path: Path
+def test_a_job_that_is_hit_says_how_it_goes_on_and_ends_in_the_same_bits(
+    shared: Path, corpus_folder: Path, tokenizer_folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    command = words(corpus_folder, tokenizer_folder, out, "--nproc=2", steps=100_000)
-    process = start(sys.executable, "-m", "wenfang", *command)
-    wait_for(process, out, 5)
-    if number == signal.SIGKILL:
-        os.kill(workers_of(process)[-1], number)
-    else:
-        process.send_signal(number)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == code, said
-    assert "Run the same command again to continue" in said.splitlines()[-1]
-    assert newest(out) >= 5
+    command = [sys.executable, "-m", "wenfang", *words(corpus_folder, tokenizer_folder, out, "--nproc=2")]
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGKILL, 137)):
+        before = newest(out)
+        process = start(*command)
+        wait_for(process, out, before + 5)
+        os.kill(workers_of(process)[-1] if number == signal.SIGKILL else process.pid, number)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == code, said
+        assert "Run the same command again to continue" in said.splitlines()[-1]
+        assert newest(out) >= before + 5
+    process = start(*command)
+    _, said = process.communicate(timeout=90)
+    assert process.returncode == 0, said
+    for name in ("loss", "validation_loss"):
+        assert curve(out, name) == curve(shared, name)
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (out, shared))
+    assert all(torch.equal(ours[name], weight) for name, weight in theirs.items())
 
 
 def test_a_batch_too_small_to_share_is_refused(corpus_folder: Path, tokenizer_folder: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Real processes, stopped and killed: the run that continues is the run that was never disturbed."""
 
+import errno
 import json
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from train.shape import SHAPE
 
 from wenfang.cli import main
 from wenfang.model import load_model
+from wenfang.train import pretrain
 
 SLOW = """
 import sys, time
@@ -68,6 +70,14 @@ def test_a_stopped_and_killed_run_resumes_to_the_same_bits(
             assert newest(killed.parent) > reached  # The running step was finished and saved first.
         assert not killed.exists()
     assert 14 <= newest(killed.parent) < 60
+
+    def find_no_room(*given: object, **named: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "model.safetensors")
+
+    with monkeypatch.context() as patch:  # The disk is full when the model is to be written.
+        patch.setattr(pretrain, "save_model", find_no_room)
+        assert main([*words, "--out", str(killed)]) == 1
+    assert newest(killed.parent) == 60
     assert main([*words, "--out", str(killed)]) == 0
     expected, resumed = load_model(undisturbed).state_dict(), load_model(killed).state_dict()
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)

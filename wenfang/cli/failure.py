@@ -117,8 +117,18 @@ def _system(error: OSError) -> str:
             zh="磁碟已滿。請騰出空間後再執行同一個指令。",
             en="The disk is full. Free some space and run the same command.",
         ),
-        errno.EACCES: say(zh="沒有權限。請檢查擁有者與權限。", en="Permission denied. Check owner and permissions."),
-        errno.EROFS: say(zh="檔案系統唯讀。請換個資料夾。", en="The file system is read-only. Choose another folder."),
+        errno.EIO: say(
+            zh="磁碟回報錯誤。請檢查磁碟後再執行同一個指令。",
+            en="The disk reports an error. Check it, then run the same command.",
+        ),
+        errno.EROFS: say(
+            zh="檔案系統唯讀。請改為可寫後再執行同一個指令，或換個資料夾。",
+            en="The file system is read-only. Make it writable and run the same command, or choose another folder.",
+        ),
     }
+    advice[errno.EDQUOT] = advice[errno.ENOSPC]
+    advice[errno.EACCES] = advice[errno.EPERM] = say(
+        zh="沒有權限。請檢查擁有者與權限。", en="Permission denied. Check owner and permissions."
+    )
     why = advice.get(error.errno or 0) or " ".join(str(error.strerror or error or type(error).__name__).split())
     return f"{error.filename}: {why}" if error.filename is not None else why

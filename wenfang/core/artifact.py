@@ -17,6 +17,9 @@ from wenfang.core.errors import InputError
 from wenfang.core.language import say
 
 MANIFEST = "wenfang.json"
+CHECKPOINTS = "checkpoints"
+"""Folders that a stage goes on from when it is interrupted. They are no part of its output, and stay until that is
+whole: training whose result the disk has no room for is not lost."""
 Summary = dict[str, int | float | str]
 """Headline results of a stage: what the closing table, the manifest and the model card show."""
 
@@ -79,11 +82,11 @@ def fingerprint_path(path: Path) -> str:
 
 
 def record_files(folder: Path) -> dict[str, FileRecord]:
-    """Size and hash of each file under `folder`, the manifest itself left out."""
+    """Size and hash of each file under `folder`, the manifest itself and checkpoints left out."""
     return {
         str(p.relative_to(folder)): FileRecord(bytes=p.stat().st_size, sha256=_sha256(p))
         for p in sorted(folder.rglob("*"))
-        if p.is_file() and p.name != MANIFEST
+        if p.is_file() and p.name != MANIFEST and CHECKPOINTS not in p.relative_to(folder).parts
     }
 
 
@@ -189,6 +192,8 @@ def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:  # It knows no name.
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         os.close(descriptor)
 

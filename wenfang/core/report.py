@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,7 +16,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
+from wenfang.core.artifact import write_atomically
 from wenfang.core.language import say
 
 PLAIN_INTERVAL_S = 10.0
@@ -36,6 +38,13 @@ class Track:
         self._updates = 0
         self._task: TaskID | None = progress.add_task(label, total=total, note="") if progress else None
 
+    def announce(self, note: str) -> None:
+        """Say at once what the first piece of the work waits for."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, note=note)
+        else:
+            self._print(f"{self._label} {note}")
+
     def update(self, done: float, note: str = "") -> None:
         """Report that `done` of the total is finished; `note` holds live figures such as loss and tokens/s."""
         if self._progress is not None and self._task is not None:
@@ -50,12 +59,20 @@ class Track:
             gained = done - self._first_done
             left = (self._total - done) * (now - self._started) / gained if gained else float("nan")
             eta = say(zh="剩餘", en="ETA") + f" {left:.0f} s" if done < self._total and gained else ""
-            self._console.print(
-                f"{self._label} {done:,.0f}/{self._total:,.0f} {note} {eta}".rstrip(),
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
-            )
+            self._print(f"{self._label} {done:,.0f}/{self._total:,.0f} {note} {eta}".rstrip())
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+class _Bars(Progress):
+    """Bars with each note on a line of its own below, where a narrow terminal would cut it off."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        for task in self.tasks:
+            yield self.make_tasks_table([task])
+            if task.fields["note"]:
+                yield Text(task.fields["note"])
 
 
 class Reporter:
@@ -77,15 +94,14 @@ class Reporter:
             yield Track(self.console, None, label, total)
             return
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
             TimeElapsedColumn(),
             TextColumn(say(zh="剩餘", en="ETA")),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=self.console) as progress:
+        with _Bars(*columns, console=self.console) as progress:
             yield Track(self.console, progress, label, total)
 
     def notice(self, text: str) -> None:
@@ -114,4 +130,4 @@ class Reporter:
                     kept.append(line + "\n")
             except json.JSONDecodeError:  # The last line of a killed run may be cut off.
                 break
-        self._metrics_path.write_text("".join(kept), encoding="utf-8")
+        write_atomically(self._metrics_path, "".join(kept).encode())

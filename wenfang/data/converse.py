@@ -13,6 +13,7 @@ from wenfang.core.config import Config, Corpus
 from wenfang.core.errors import DataError
 from wenfang.core.forecast import Forecast
 from wenfang.core.language import say
+from wenfang.core.licence import licence_line, read_licence
 from wenfang.core.report import Reporter
 from wenfang.data.poems import LabelledPoem, read_poems
 from wenfang.data.prepare import DYNASTY_NAMES, SPLITS, Dynasty
@@ -134,11 +135,11 @@ def _request(poem: LabelledPoem, config: ConverseConfig) -> str:
 
 
 def _readme(config: ConverseConfig, summary: Summary) -> str:
+    licence = read_licence(config.corpus)
     options = ", ".join(f"{name}={value!r}" for name, value in config.model_dump(exclude={"corpus"}).items())
     return f"""---
 language: zh
-license: mit
----
+{licence_line(licence)}---
 # Conversations that ask for regulated verse 求詩對話
 
 {summary["train_conversations"]:,} for training and {summary["validation_conversations"]:,} for validation, by
@@ -149,5 +150,5 @@ Requests come in {len(TITLED_PHRASINGS) + len(UNTITLED_PHRASINGS)} wordings; som
 or the opening (平起), some give no title, and a poem that breaks a rule is asked for with 不拘格律.
 
 Made by `data.converse` with {options}.
-The poems are in the public domain; the collection, chinese-poetry 2.0.1, is under the MIT licence.
+Licence of the corpus: {licence or "not stated"}.
 """

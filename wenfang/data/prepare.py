@@ -13,6 +13,7 @@ from wenfang.core.config import Config, Source
 from wenfang.core.errors import DataError
 from wenfang.core.forecast import Forecast
 from wenfang.core.language import say
+from wenfang.core.licence import licence_line, read_licence
 from wenfang.core.report import Reporter, Track
 from wenfang.data.source import Poem, check_source, read_source
 from wenfang.text.metre import check_verse
@@ -177,6 +178,7 @@ def _summarise(splits: dict[str, _Split], simplified: int) -> Summary:
 
 
 def _readme(config: PrepareConfig, splits: dict[str, _Split], summary: Summary) -> str:
+    licence = read_licence(config.source)
     forms = sorted(set().union(*(split.forms for split in splits.values())))
     rows = "\n".join(
         f"| {dynasty} | {form} | {splits['train'].forms[dynasty, form]:,} | "
@@ -185,8 +187,7 @@ def _readme(config: PrepareConfig, splits: dict[str, _Split], summary: Summary) 
     )
     return f"""---
 language: zh
-license: mit
----
+{licence_line(licence)}---
 # Corpus of regulated verse 近體詩語料
 
 {summary["poems"]:,} poems, {summary["characters"]:,} characters, {summary["regular_share"]:.1%} of them keep every
@@ -200,6 +201,6 @@ Columns: `text` (what pretraining reads: title, form and plan, poem), then its p
 |---|---|---:|---:|
 {rows}
 
-Made by `data.prepare` with validation_share={config.validation_share}, seed={config.seed}.
-The poems are in the public domain; the collection, chinese-poetry 2.0.1, is under the MIT licence.
+Made by `data.prepare` from `{config.source.name}` with validation_share={config.validation_share}, seed={config.seed}.
+Licence of the source: {licence or "not stated"}.
 """

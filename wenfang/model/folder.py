@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from wenfang.core.artifact import check_artifact
+from wenfang.core.chat_template import TEMPLATE_FILE
 from wenfang.core.errors import ModelError
 from wenfang.core.language import say
 from wenfang.model.config import DecoderConfig
@@ -51,6 +52,8 @@ def save_model(
     save_weights(tensors, folder, dtype=dtype, max_shard_bytes=max_shard_bytes, mode_from=folder / "config.json")
     for name in TOKENIZER_FILES:
         shutil.copyfile(tokenizer / name, folder / name)
+    if (tokenizer / TEMPLATE_FILE).is_file():
+        shutil.copyfile(tokenizer / TEMPLATE_FILE, folder / TEMPLATE_FILE)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 

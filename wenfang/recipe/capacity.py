@@ -10,12 +10,13 @@ from wenfang.core.language import say
 from wenfang.recipe.figures import size
 
 
-def check_capacity(forecasts: Mapping[str, Forecast], folder: Path) -> None:
+def check_capacity(forecasts: Mapping[str, Forecast], folder: Path, partial: Mapping[str, Path]) -> None:
     """Refuse work that cannot fit. Memory is needed by one stage at a time, disk by all of them.
 
     Args:
         forecasts: what each stage about to run expects to cost, by its name.
         folder: where outputs go.
+        partial: where each of them works. What an interrupted run left there is disk that it has already.
 
     Raises:
         CapacityError: too little memory, or too little free disk at `folder`.
@@ -33,7 +34,8 @@ def check_capacity(forecasts: Mapping[str, Forecast], folder: Path) -> None:
                     f"Lower {options}, or use a larger machine.",
                 )
             )
-    disk, free = sum(forecast.disk_bytes for forecast in forecasts.values()), free_disk_bytes(folder)
+    disk = sum(max(forecast.disk_bytes - _size_bytes(partial[name]), 0) for name, forecast in forecasts.items())
+    free = free_disk_bytes(folder)
     if disk > free:
         raise CapacityError(
             say(
@@ -42,3 +44,7 @@ def check_capacity(forecasts: Mapping[str, Forecast], folder: Path) -> None:
                 "Free some space or choose another folder.",
             )
         )
+
+
+def _size_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from wenfang.core.artifact import (
+    CHECKPOINTS,
     MANIFEST,
     Manifest,
     check_artifact,
@@ -27,6 +28,7 @@ from wenfang.core.errors import BusyError, InputError
 from wenfang.core.language import say
 from wenfang.core.report import Reporter
 from wenfang.recipe.capacity import check_capacity
+from wenfang.recipe.figures import duration, size
 from wenfang.recipe.inputs import check_input, input_fingerprints, input_paths
 from wenfang.recipe.stages import Stage
 
@@ -86,6 +88,8 @@ def execute(
         sync_folder(partial)  # The manifest says that the files are whole, so they reach the disk before it.
         write_atomically(partial / MANIFEST, manifest.model_dump_json(indent=1).encode())
     (partial / ATTEMPTS).unlink(missing_ok=True)
+    for folder in list(partial.rglob(CHECKPOINTS)):
+        shutil.rmtree(folder)
     publish(partial, out)
     return manifest
 
@@ -112,8 +116,18 @@ def execute_alone(stage: Stage, config: Config, out: Path, report: Reporter) -> 
                     en=f"{str(out)!r} already holds something. Choose another folder, or delete it first.",
                 )
             )
-        check_capacity({stage.name: stage.forecast_function()(config)}, out)
-        return execute(stage, config, out, report)
+        inputs = input_fingerprints(config)
+        partial = partial_folder(out, fingerprint_stage(stage, config, inputs))
+        forecast = stage.forecast_function()(config)
+        check_capacity({stage.name: forecast}, out, {stage.name: partial})
+        costs = duration(forecast.seconds), size(forecast.memory_bytes), size(forecast.disk_bytes)
+        report.notice(
+            say(
+                zh="預計 {}，記憶體 {}，磁碟 {}。".format(*costs),
+                en="Forecast: {}, {} of memory, {} of disk.".format(*costs),
+            )
+        )
+        return execute(stage, config, out, report, inputs=inputs)
 
 
 def assist(stage: Stage, config: Config) -> None:
@@ -148,7 +162,8 @@ def lock(path: Path, held: str) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # Still held: one who opened it just now finds it gone and starts over.
+        with contextlib.suppress(OSError):  # A disk that became read-only is the block's error to tell.
+            path.unlink()  # Still held: one who opened it just now finds it gone and starts over.
         holder.release()
 
 

@@ -66,7 +66,8 @@ class Plan:
         Raises:
             CapacityError: too little memory or disk.
         """
-        check_capacity(self.forecasts, self.folder)
+        partial = {step.id: partial_folder(step.out, step.fingerprint) for step in self.steps}
+        check_capacity(self.forecasts, self.folder, partial)
 
 
 def make_plan(recipe: Recipe, runs: Path) -> Plan:

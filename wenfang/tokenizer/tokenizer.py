@@ -10,6 +10,7 @@ from typing import Any, NotRequired, TypedDict
 import tokenizers
 from jinja2 import TemplateError
 
+from wenfang.core.chat_template import read_chat_template
 from wenfang.core.errors import TokenizerError
 from wenfang.core.language import say
 from wenfang.tokenizer.chat import ChatTemplate, check_messages, check_unicode
@@ -87,6 +88,7 @@ class Tokenizer:
     def _read(cls, folder: Path) -> "Tokenizer":
         try:
             config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+            config["chat_template"] = read_chat_template(folder, config)
             rust = tokenizers.Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
             return cls(rust, config)
         except FileNotFoundError as error:

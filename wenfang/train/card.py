@@ -4,18 +4,19 @@ import json
 from pathlib import Path
 
 import torch
-import yaml
 
 from wenfang.core.artifact import MANIFEST, Summary, read_manifest
 from wenfang.core.config import Config, input_fields
 from wenfang.core.hardware import detect
 from wenfang.core.language import say
+from wenfang.core.licence import read_licence
 from wenfang.core.plot import Curve, Panel, write_plot
 from wenfang.train.placement import choose
 
 CURVES = "curves.svg"
 LEARNED = ("corpus", "conversations", "model")
 """Kinds of input whose licence a model inherits."""
+MADE_FROM = ("## 來源", "## Made from")
 Metrics = list[dict[str, float]]
 
 
@@ -36,7 +37,7 @@ def model_card(stage: str, config: Config, summary: Summary, out: Path) -> str:
         ),
     ]
     made_from = "\n".join(_source(name, folder) for name, folder in sources if folder is not None)
-    sections.append(say(zh="## 來源", en="## Made from") + f"\n{made_from}")
+    sections.append(say(zh=MADE_FROM[0], en=MADE_FROM[1]) + f"\n{made_from}")
     if metrics:
         _draw(out / CURVES, metrics)
         sections.append(say(zh="## 曲線", en="## Curves") + f"\n![loss, speed]({CURVES})")
@@ -57,29 +58,28 @@ def _gpu(config: Config) -> str:
 
 
 def _source(name: str, folder: Path) -> str:
-    """One input: what made it, how much there is, and under which licence its own card puts it."""
+    """One input: what made it, how much there is, under which licence its own card puts it, and what that was made
+    from."""
     manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else None
     origin = f"{manifest.stage}, {manifest.fingerprint}" if manifest else folder.name
     amounts = manifest.summary.items() if manifest else ()
     figures = [f"{what.replace('_', ' ')} {value:,}" for what, value in amounts if isinstance(value, int)]
-    licence = _licence(folder) or say(zh="未載明", en="not stated")
-    return f"- {name} ({origin}): " + ", ".join([say(zh=f"授權 {licence}", en=f"licence {licence}"), *figures])
+    licence = read_licence(folder) or say(zh="未載明", en="not stated")
+    told = f"- {name} ({origin}): " + ", ".join([say(zh=f"授權 {licence}", en=f"licence {licence}"), *figures])
+    return "\n".join([told, *(_origins(folder) if name == "model" else ())])
 
 
-def _licence(folder: Path) -> str | None:
-    """The `license` in the metadata block of a data set's README.md."""
+def _origins(model: Path) -> list[str]:
+    """What a model's own card says that it was made from, one step further in."""
     try:
-        text = (folder / "README.md").read_text(encoding="utf-8")
+        text = (model / "README.md").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
-        return None
-    parts = text.split("---\n", 2)
-    if len(parts) < 3 or parts[0]:
-        return None
-    try:
-        front = yaml.safe_load(parts[1])
-    except yaml.YAMLError:
-        return None
-    return str(front["license"]) if isinstance(front, dict) and "license" in front else None
+        return []
+    for heading in MADE_FROM:
+        _, found, rest = text.partition(f"{heading}\n")
+        if found:
+            return [f"  {line}" for line in rest.partition("\n\n")[0].splitlines()]
+    return []
 
 
 def _metrics(out: Path) -> Metrics:
@@ -91,6 +91,8 @@ def _cost(metrics: Metrics) -> str:
     seconds = max((line["seconds"] for line in metrics if "seconds" in line), default=0.0)
     if not seconds:
         return ""
+    if seconds < 60:
+        return say(zh=f"，費時 {seconds:.1f} 秒", en=f" in {seconds:.1f} seconds")
     return say(zh=f"，費時 {seconds / 60:.1f} 分鐘", en=f" in {seconds / 60:.1f} minutes")
 
 

@@ -4,6 +4,7 @@
 architecture and a SHA-256 over both.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -17,15 +18,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from wenfang.core.artifact import sync_folder
+from wenfang.core.artifact import CHECKPOINTS, sync_folder
 from wenfang.core.errors import ModelError
 from wenfang.core.language import say
 from wenfang.core.report import Reporter
 from wenfang.core.tensors import write_tensors
 from wenfang.train.parallel import ALONE, Workers
 from wenfang.train.sharding import like, whole
-
-FOLDER = "checkpoints"
 
 
 @dataclass
@@ -74,7 +73,7 @@ class Checkpoints:
         report: Reporter,
         workers: Workers = ALONE,
     ) -> None:
-        self._folder = folder / FOLDER
+        self._folder = folder / CHECKPOINTS
         self._model, self._optimizers = model, optimizers
         self._keep, self._report, self._workers = keep, report, workers
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -132,14 +131,6 @@ class Checkpoints:
         """Wait for the writing thread to end."""
         self._thread.shutdown(wait=True)
 
-    def drop(self) -> None:
-        """Remove every checkpoint of a finished run."""
-        self.check(wait=True)
-        for path in self._paths():
-            path.unlink()
-        if self._folder.is_dir() and not any(self._folder.iterdir()):
-            self._folder.rmdir()
-
     def _newest(self) -> tuple[dict[str, Tensor], Progress]:
         for path in reversed(self._paths()):
             restored = self._restore(path)
@@ -172,7 +163,8 @@ class Checkpoints:
         try:
             write_tensors(tensors, partial, metadata | {"sha256": _digest(tensors, metadata)})
         except OSError:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # Where nothing may be written, this may not be removed either.
+                partial.unlink(missing_ok=True)
             raise
         sync_folder(partial)
         partial.replace(final)

@@ -73,7 +73,7 @@ class TrainConfig(Config):
     checkpoint_every_s: float = Field(default=30, gt=0)
     """Seconds between two checkpoints; a killed run loses at most this much work."""
     keep_checkpoints: int = Field(default=2, gt=0)
-    """Newest checkpoints to keep while training, beside the best; all are removed at the end."""
+    """Newest checkpoints to keep while training, beside the best; all are removed when the output is whole."""
     bad_step: Literal["stop", "skip"] = "stop"
     """What to do when a loss or gradient is not a number or spikes; the batch is kept in `bad_steps/` either way."""
     spike: float | None = Field(default=None, gt=1)

@@ -58,16 +58,19 @@ def _shape(folder: Path) -> DecoderConfig:
 
 
 def _forecast(config: TrainConfig, shape: DecoderConfig, adapter: AdapterConfig | None = None) -> Forecast:
-    """Memory by the plan of one step, with what a whole run has beside it; time by the arithmetic."""
+    """Memory by the plan of one step, with what a whole run has beside it; time by the arithmetic. Processes on one
+    processor share its memory; each GPU has its own."""
     from wenfang.train.objective import activation_dtype
+    from wenfang.train.parallel import sizes
     from wenfang.train.placement import choose, has_compiler, memory_bytes
     from wenfang.train.plan import plan_training
 
     device, dtype = choose(config.device), activation_dtype(config)
     compiled = config.compile and has_compiler(device)
+    processes, here = sizes()
     plan = plan_training(
         shape,
-        batch=config.batch,
+        batch=-(-config.batch // processes),
         context=config.context,
         adapter=adapter,
         optimizer=config.optimizer,
@@ -79,11 +82,14 @@ def _forecast(config: TrainConfig, shape: DecoderConfig, adapter: AdapterConfig 
     checkpoint = trained + plan.optimizer_bytes
     summed = trained if config.accumulate > 1 else 0  # Gradients stay while the next batch makes its activations.
     flops = shape.training_flops(config.steps * config.accumulate * config.batch * config.context, config.context)
-    sizes = {name: getattr(config, name, 0) for name in ("batch", "context", "layers", "dim")}
+    parts = processes if config.shard else 1
+    elsewhere = (plan.weights_bytes + plan.optimizer_bytes + summed) * (parts - 1) // parts
+    process_bytes = plan.memory_bytes + summed + READING_BYTES - elsewhere
+    options = {name: getattr(config, name, 0) for name in ("batch", "context", "layers", "dim")}
     return Forecast(
-        lower=tuple(f"{name}={value}" for name, value in sizes.items() if value > 1),
-        seconds=COMPILE_S * compiled + flops / (EFFICIENCY * matmul_flops(dtype, str(device))),
-        memory_bytes=plan.memory_bytes + checkpoint + summed + READING_BYTES,
+        lower=tuple(f"{name}={value}" for name, value in options.items() if value > 1),
+        seconds=COMPILE_S * compiled + flops / processes / (EFFICIENCY * matmul_flops(dtype, str(device))),
+        memory_bytes=process_bytes * (here if device.type == "cpu" else 1) + checkpoint,
         limit_bytes=memory_bytes(device),
         disk_bytes=4 * shape.parameters + checkpoint * (config.keep_checkpoints + 2),
     )

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -36,8 +36,9 @@ class Guard:
         self._skip, self._spike = config.bad_step == "skip", config.spike
         self._folder, self._progress, self._report = folder / FOLDER, progress, report
 
-    def allows(self, loss: float, norm: float, batches: Sequence[Batch]) -> bool:
-        """Whether to apply the step; a refused one leaves weights and optimiser as they were.
+    def allows(self, loss: float, norm: float, batches: Callable[[], Sequence[Batch]]) -> bool:
+        """Whether to apply the step, which learned from `batches`, those of other processes included; a refused one
+        leaves weights and optimiser as they were.
 
         Raises:
             WenfangError: the policy is to stop, or too many steps in a row were skipped.
@@ -47,7 +48,7 @@ class Guard:
             progress.recent = [*progress.recent, loss][-REMEMBERED:]
             progress.skipped_in_a_row = 0
             return True
-        path = self._keep(loss, norm, batches)
+        path = self._keep(loss, norm, batches())
         progress.skipped += 1
         progress.skipped_in_a_row += 1
         step = progress.step + 1

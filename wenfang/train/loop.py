@@ -112,7 +112,7 @@ class _Run:
         """Every step that is left."""
         progress, config = self._progress, self._config
         if progress.step < config.steps and self._compiled:
-            track.update(progress.step, say(zh="首步先編譯，約半分鐘", en="compiling first, about half a minute"))
+            track.announce(say(zh="首步先編譯，約半分鐘", en="compiling first, about half a minute"))
         saved = time.monotonic()
         while progress.step < config.steps and not self._stopped():
             track.update(progress.step + 1, self._step())
@@ -134,7 +134,7 @@ class _Run:
                 saved = time.monotonic()
 
     def finish(self) -> Summary:
-        """Choose the weights, tidy up and say how it went."""
+        """Choose the weights and say how it went."""
         progress, config = self._progress, self._config
         nats, summary = progress.validation_loss, self._meter.summary()
         if config.patience:
@@ -144,7 +144,7 @@ class _Run:
         if progress.skipped:
             summary["skipped_steps"] = progress.skipped
         rows = progress.step * config.batch * config.accumulate
-        self._checkpoints.drop()
+        self._checkpoints.check(wait=True)
         if self._shards:
             fill(self._trained, self._model)
         return summary | {
@@ -180,7 +180,7 @@ class _Run:
         loss, *means = self._workers.sums([sum(map(float, values)) for values in (losses, *metrics.values())])
         named = dict(zip(metrics, means, strict=True))
         norm = clip_gradients(self._model, config.optimizer.clip)
-        applied = self._guard.allows(loss, norm, batches)
+        applied = self._guard.allows(loss, norm, lambda: self._batches(progress.step, ALONE))
         for optimizer in self._optimizers:
             if applied:
                 optimizer.step()
@@ -192,11 +192,12 @@ class _Run:
         progress.seconds += self._meter.add(loss, named, int(tokens), waited_s=self._loader.waited_s)
         return self._meter.note()
 
-    def _batches(self, step: int) -> Sequence[Batch]:
-        """What a step learns from: `accumulate` batches that are together one larger one."""
+    def _batches(self, step: int, workers: Workers | None = None) -> Sequence[Batch]:
+        """What a step learns from: `accumulate` batches that are together one larger one, or this process's share."""
+        workers = workers or self._workers
         config, data = self._config, self._task.training
         rows = batch_rows(len(data), config.batch * config.accumulate, step, config.seed)
-        return [data.batch(self._workers.share(part)) for part in rows.reshape(config.accumulate, config.batch)]
+        return [data.batch(workers.share(part)) for part in rows.reshape(config.accumulate, config.batch)]
 
     def _log(self) -> None:
         values = self._meter.window()

@@ -119,4 +119,4 @@ class Meter:
 def bits_of(nats: float, data: Text) -> dict[str, float]:
     """`bits_per_byte` and `bits_per_character` of a mean loss, where they mean something."""
     amounts = {"bits_per_byte": data.bytes_per_token, "bits_per_character": data.characters_per_token}
-    return {name: nats / math.log(2) / amount for name, amount in amounts.items() if amount is not None}
+    return {name: nats / math.log(2) / amount for name, amount in amounts.items() if amount}

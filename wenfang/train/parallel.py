@@ -118,13 +118,18 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def sizes() -> tuple[int, int]:
+    """How many processes torchrun started in all, and how many of them on this machine; 1 and 1 outside torchrun."""
+    return int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def join() -> Workers:
     """The processes that torchrun (or `--nproc`) started, met once; one alone without it.
 
     Raises:
         WenfangError: the others cannot be reached.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size, _ = sizes()
     if size == 1:
         return ALONE
     if not dist.is_initialized():

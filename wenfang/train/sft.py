@@ -103,7 +103,40 @@ def _conversation(path: Path, number: int, line: str) -> Conversation:
     for items in (messages, tools or []):
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
             raise _not_messages(path, number, repr(items)[:120])
-    return Conversation(messages, tools or None)
+    return Conversation([_with_objects(path, number, message) for message in messages], tools or None)
+
+
+def _with_objects(path: Path, number: int, message: Message) -> Message:
+    """The same with the arguments of calls as the server hands them to the template: objects, not the text of one."""
+    calls = message.get("tool_calls")
+    if not calls:
+        return message
+    try:
+        shown = [
+            call | {"function": _with_object(call["function"])} if "function" in call else _with_object(call)
+            for call in calls
+        ]
+    except (ValueError, KeyError, TypeError):
+        raise DataError(
+            say(
+                zh=f"{str(path)!r} 第 {number} 行的 tool_calls 要是 "
+                f'{{"type": "function", "function": {{"name": …, "arguments": "{{…}}"}}}} 的清單：{str(calls)[:120]}',
+                en=f"{str(path)!r} line {number}: tool_calls must be a list of "
+                f'{{"type": "function", "function": {{"name": …, "arguments": "{{…}}"}}}}, not {str(calls)[:120]}',
+            )
+        ) from None
+    return {**message, "tool_calls": shown}
+
+
+def _with_object(function: dict[str, Any]) -> dict[str, Any]:
+    """Raises:
+    ValueError: the arguments are no JSON object.
+    """
+    arguments = function["arguments"]
+    value = json.loads(arguments) if isinstance(arguments, str) else arguments
+    if not isinstance(value, dict):
+        raise ValueError(arguments)
+    return function | {"arguments": value}
 
 
 def _not_messages(path: Path, number: int, found: str) -> DataError:
@@ -138,8 +171,8 @@ def _documents(
                 continue
         ids, said = zip(*pairs[: config.context + 1], strict=True)
         if any(said[1:]):
-            texts = [m["content"] or "" for m in conversation.messages if m["role"] == "assistant"]
-            count.add("".join(texts), sum(said[1:]))
+            learned = [id_ for id_, mine in zip(ids, said, strict=True) if mine]
+            count.add(tokenizer.decode(learned), sum(said[1:]))
             yield np.array(ids, np.int32), np.array(said)
         else:  # A row of such documents alone would have nothing to average over.
             silent += 1

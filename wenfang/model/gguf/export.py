@@ -16,6 +16,7 @@ from gguf.quants import quant_shape_to_byte_shape, quantize
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wenfang.core.chat_template import read_chat_template
 from wenfang.core.errors import ModelError
 from wenfang.core.language import say
 from wenfang.model.families import family_of
@@ -182,7 +183,7 @@ def _add_tokenizer(writer: GGUFWriter, vocabulary: Vocabulary, folder: Path, doc
             write(ids[token])
     writer.add_add_bos_token(settings.get("add_bos_token") is True or '"SpecialToken"' in json.dumps(_before(document)))
     writer.add_add_eos_token(False)
-    if template := settings.get("chat_template"):
+    if template := read_chat_template(folder, settings):
         writer.add_chat_template(template)
 
 
