@@ -70,11 +70,23 @@ def test_an_answer_has_the_form_that_was_asked_for(engine: Engine) -> None:
                 .message.content
             )
 
+        def respond(form: dict, **more: object) -> str:
+            asked = {"model": "tiny", "input": ASK, "text": {"format": form}, "max_output_tokens": 150, **more}
+            with client.responses.stream(**asked, extra_body={"seed": 5}) as stream:
+                final = stream.get_final_response()
+            assert final.text.format.type == form["type"]
+            assert client.responses.create(**asked, extra_body={"seed": 5}).output_text == final.output_text
+            return final.output_text
+
         answer = json.loads(ask({"type": "json_schema", "json_schema": {"name": "poem", "schema": schema}}) or "")
+        assert json.loads(respond({"type": "json_schema", "name": "poem", "schema": schema, "strict": True})) == answer
+        assert respond({"type": "json_object"}) == ask({"type": "json_object"})
         assert ask({"type": "choice", "choice": ["春", "秋"]}) in ("春", "秋")
         faulty = {"properties": {"詩題": {"uniqueItems": True}}}
         with pytest.raises(BadRequestError, match=r"\$\.properties\.詩題.*uniqueItems"):
             ask({"type": "json_schema", "json_schema": {"name": "poem", "schema": faulty}})
+        with pytest.raises(BadRequestError, match=r"\$\.properties\.詩題.*uniqueItems"):
+            respond({"type": "json_schema", "name": "poem", "schema": faulty})
     assert (set(answer), answer["句數"] in (4, 8)) == ({"詩題", "句數"}, True)
 
 
@@ -125,6 +137,19 @@ def test_a_forced_call_fulfils_its_schema_however_little_the_model_knows(caller:
             if not parallel:
                 assert len(calls) == 1
             most = max(most, len(calls))
+            flat = choice if isinstance(choice, str) else {"type": "function", "name": "time"}
+            tools = [{"type": "function", "strict": True, **tool["function"]} for tool in TOOLS]
+            asked = {"input": ASK, "tools": tools, "tool_choice": flat, "parallel_tool_calls": parallel}
+            with client.responses.stream(model="tiny", **asked, extra_body={"seed": seed}) as stream:
+                streamed = list(stream)[-1].response
+            assert [(item.name, item.arguments) for item in streamed.output if item.type == "function_call"] == [
+                (call.function.name, call.function.arguments) for call in calls
+            ]
+            assert (streamed.status == "completed") == (answer.finish_reason == "tool_calls")
+        for wrong, param in ((dict(asked, tool_choice="auto"), "tools"), (dict(asked, tools=[]), "tool_choice")):
+            with pytest.raises(BadRequestError) as refused:
+                client.responses.create(model="tiny", **wrong)
+            assert refused.value.param == param
     assert most > 1
 
 

@@ -1,6 +1,7 @@
-"""What form a chat request demands of the answer: `response_format` and forced tool calls as grammars."""
+"""What form a request demands of the answer: a response format and forced tool calls as grammars."""
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, JsonValue
@@ -34,8 +35,11 @@ class ResponseFormat(Strict):
     lark: str | None = None
     choice: list[str] | None = None
 
-    def grammar(self) -> "Grammar | None":
+    def grammar(self, param: str) -> "Grammar | None":
         """The same for the engine.
+
+        Args:
+            param: where the request holds it.
 
         Raises:
             ApiError: the part that the type names is missing, or there is another one.
@@ -45,7 +49,7 @@ class ResponseFormat(Strict):
         given = {name for name in ("json_schema", "regex", "lark", "choice") if getattr(self, name) is not None}
         if given != ({self.type} - {"text", "json_object"}):
             raise _wrong(
-                "response_format",
+                param,
                 zh=f"type 是 {self.type!r}，給的卻是 {sorted(given)}",
                 en=f"its type is {self.type!r}, but it holds {sorted(given)}",
             )
@@ -59,7 +63,7 @@ class ResponseFormat(Strict):
             if self.choice is not None:
                 return Choice(tuple(self.choice))
         except InputError as error:
-            raise ApiError(str(error), param="response_format", code="invalid_value") from None
+            raise ApiError(str(error), param=param, code="invalid_value") from None
         return JsonObject() if self.type == "json_object" else None
 
 
@@ -75,10 +79,57 @@ class ChosenTool(Strict):
     type: Literal["function"]
     function: ChosenFunction
 
+    @property
+    def called(self) -> str:
+        """The function's name."""
+        return self.function.name
 
-def call_grammar(
-    tools: list[dict[str, Any]], chosen: ChosenTool | None, form: ToolFormat, *, several: bool
-) -> "Grammar":
+
+class FlatChosenTool(Strict):
+    """A tool that must be called, as the Responses interface writes it."""
+
+    type: Literal["function"]
+    name: str
+
+    @property
+    def called(self) -> str:
+        """The function's name."""
+        return self.name
+
+
+ToolChoice = str | ChosenTool | FlatChosenTool
+"""`none`, `auto`, `required` or a tool."""
+
+
+def forces_call(choice: ToolChoice) -> bool:
+    """Whether the answer must be a tool call."""
+    return choice not in ("none", "auto")
+
+
+def check_demands(choice: ToolChoice, strict: Sequence[bool], *, form: bool, param: str) -> None:
+    """Refuse a forced call without a tool or beside another form, and a strict tool that nothing holds to its schema.
+
+    Args:
+        strict: of each tool, whether it asks to be held to its schema.
+        form: whether the answer must have a form.
+        param: where the request holds that form.
+
+    Raises:
+        ApiError: by the parameter that is too much.
+    """
+    if forces_call(choice) and form:
+        raise _wrong(param, zh="不能與強制的工具呼叫一起使用", en="it excludes a forced tool call")
+    if forces_call(choice) and not strict:
+        raise _wrong("tool_choice", zh="沒有 'tools' 可呼叫", en="there are no 'tools' to call")
+    if choice == "auto" and any(strict):
+        raise _wrong(
+            "tools",
+            zh="'strict' 只在 'tool_choice' 強制呼叫時做得到",
+            en="'strict' can only be kept where 'tool_choice' forces a call",
+        )
+
+
+def call_grammar(tools: list[dict[str, Any]], choice: ToolChoice, form: ToolFormat, *, several: bool) -> "Grammar":
     """Calls of the tools, or one of the chosen one, in the model's own words.
 
     Args:
@@ -90,13 +141,14 @@ def call_grammar(
     from wenfang.grammar import ToolCalls
 
     functions = [tool["function"] for tool in tools]
-    if chosen is not None:
-        functions = [function for function in functions if function["name"] == chosen.function.name]
+    if not isinstance(choice, str):
+        functions = [function for function in functions if function["name"] == choice.called]
+        several = False
     if not functions:
         raise _wrong("tool_choice", zh="'tools' 裡沒有這個工具", en="there is no such tool in 'tools'")
     schemas = tuple((f["name"], json.dumps(f["parameters"], ensure_ascii=False)) for f in functions)
     try:
-        return ToolCalls(schemas, form.opening, form.closing, form.arguments_key, several=several and chosen is None)
+        return ToolCalls(schemas, form.opening, form.closing, form.arguments_key, several=several)
     except InputError as error:
         raise ApiError(str(error), param="tools", code="invalid_value") from None
 

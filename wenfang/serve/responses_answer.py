@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from wenfang.serve.chat_answer import Turn
+from wenfang.serve.forms import forces_call
 from wenfang.serve.models import Served
 from wenfang.serve.respond import Event, Usage, compact
 from wenfang.serve.responses import ResponsesRequest
@@ -34,13 +35,14 @@ class ResponsesAnswer:
             "previous_response_id": None,
             "store": False,
             "temperature": asked.temperature,
-            "text": {"format": {"type": "text"}},
-            "tool_choice": asked.tool_choice,
+            "text": asked.text.model_dump(by_alias=True),
+            "tool_choice": asked.model_dump()["tool_choice"],
             "tools": [tool.model_dump() for tool in asked.tools],
             "top_p": asked.top_p,
             "truncation": asked.truncation,
         }
-        self._turn = Turn(tools, several=asked.parallel_tool_calls)
+        # A grammar sees to it by itself, and its text is validated once it has ended.
+        self._turn = Turn(tools, several=asked.parallel_tool_calls or forces_call(asked.tool_choice))
         self._output: list[dict[str, Any]] = []
         self._number = -1
         self._cached_tokens = 0

@@ -9,6 +9,7 @@ from fastapi import Request, Response
 from wenfang.serve.chat_answer import ChatAnswer
 from wenfang.serve.desk import Desk, Route
 from wenfang.serve.dispatch import Job
+from wenfang.serve.forms import forces_call
 from wenfang.serve.models import Served
 from wenfang.serve.prompts import chat_prompt, room_after, tools_of
 from wenfang.serve.respond import respond
@@ -35,7 +36,7 @@ async def chat_completions(desk: Desk, request: Request, asked: ChatRequest) -> 
             asked.n,
             tools=form,
             # A grammar sees to it by itself, and its text is validated once it has ended.
-            parallel_calls=asked.parallel_tool_calls or asked.forces_call,
+            parallel_calls=asked.parallel_tool_calls or forces_call(asked.tool_choice),
             logprobs=asked.logprobs,
             include_usage=asked.stream_options is not None and asked.stream_options.include_usage,
         )
