@@ -88,7 +88,8 @@ def run(
     """Serve models behind an OpenAI-compatible API until Ctrl-C."""
     own = {
         "--draft": draft, "--lookup": lookup, "--look-ahead": look_ahead or None, "--quantize": quantize,
-        "--adapter": adapter, "--memory-gb": memory_gb, str(next(iter(more), "")): more or None,
+        "--adapter": None if engine == "vllm" else adapter, "--memory-gb": memory_gb,
+        str(next(iter(more), "")): more or None,
     }  # fmt: skip
     check_engine(engine, [name for name, value in own.items() if value is not None])
     from wenfang.serve import Metrics, ModelPool, Source, claim_port, create_app_for, load_keys, run_server, url_of

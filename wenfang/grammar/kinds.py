@@ -177,7 +177,8 @@ class Lark(Grammar):
 
     def __post_init__(self) -> None:
         _check_length(self.grammar)
-        if "x-guidance" in self.grammar:
+        # Our own style, and nothing else: it can also switch the checks on schemas off.
+        if "x-guidance" in self.grammar.replace(json.dumps({"x-guidance": JSON_STYLE})[1:-1], ""):
             raise InputError(
                 say(
                     zh="`x-guidance` 會關閉對綱要的檢查，請移除。",
@@ -251,6 +252,10 @@ class ToolCalls(Grammar):
         """The grammar in the language of llguidance."""
         from llguidance import LLMatcher
 
+        return str(LLMatcher.grammar_from_lark(self.lark()))
+
+    def lark(self) -> str:
+        """The grammar in Lark's notation, as `Lark` takes it."""
         opening = f"{quoted(self.opening)} GAP" if self.opening else ""
         closing = f"GAP {quoted(self.closing)}" if self.closing else ""
         calls = [
@@ -263,7 +268,7 @@ class ToolCalls(Grammar):
             *(f"f{i}: {call}" for i, call in enumerate(calls)),
             r"GAP: /\n?/",
         ]
-        return str(LLMatcher.grammar_from_lark("\n".join(rules)))
+        return "\n".join(rules)
 
     def examine(self) -> None:
         """Refuse arguments that could not be guaranteed.

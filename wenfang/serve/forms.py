@@ -67,6 +67,41 @@ class ResponseFormat(Strict):
         return JsonObject() if self.type == "json_object" else None
 
 
+class StructuredOutputs(Strict):
+    """What a text completion must be, in vLLM's words: one of these."""
+
+    json_: bool | dict[str, JsonValue] | None = Field(None, alias="json")
+    """A JSON Schema."""
+    json_object: Literal[True] | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    """A Lark grammar."""
+
+    def shown(self) -> ResponseFormat:
+        """As a chat completion's `response_format`.
+
+        Raises:
+            ApiError: it holds nothing, or several.
+        """
+        given = self.model_dump(exclude_none=True, by_alias=True)
+        if len(given) != 1:
+            raise _wrong(
+                "structured_outputs",
+                zh=f"要恰好一項，而不是 {sorted(given)}",
+                en=f"it must hold exactly one demand, not {sorted(given)}",
+            )
+        if self.json_ is not None:
+            return ResponseFormat(type="json_schema", json_schema=NamedSchema(name="text", schema=self.json_))
+        if self.grammar is not None:
+            return ResponseFormat(type="lark", lark=self.grammar)
+        if self.regex is not None:
+            return ResponseFormat(type="regex", regex=self.regex)
+        if self.choice is not None:
+            return ResponseFormat(type="choice", choice=self.choice)
+        return ResponseFormat(type="json_object")
+
+
 class ChosenFunction(Strict):
     """The name of a function."""
 
