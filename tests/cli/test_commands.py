@@ -82,7 +82,9 @@ def test_a_question_too_long_does_not_end_the_session(
     [
         (["chat", "{model}", "--once", "a", "--temperature", "-1"], "`temperature` is -1.0"),
         (["chat", "{model}", "--once", "\udcff"], "not UTF-8"),
-        (["chat", "{missing}", "--once", "a"], "No folder"),
+        (["chat", "{model}", "--once", "a", "--temperature", "2.1"], "`temperature` is 2.1"),
+        (["chat", "{missing}", "--once", "a"], "No model"),
+        (["chat", "{missing}.gguf", "--once", "a"], "No file"),
         (["chat", "{model}", "--once", " "], "`--once` is empty"),
         (["chat", "{model}", "--once", "a", "--quantize", "int3"], "'int3'; known are int8, int4"),
         (["serve", "{model}", "--port", "{taken}"], "already in use"),

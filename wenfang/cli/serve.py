@@ -120,7 +120,6 @@ def run(
             run_server(app, listener, on_ready=lambda: report.notice(ready), drain_s=drain_s)
 
 
-@key.command
 def new(
     file: Annotated[Path, Parameter(help=_FILE)],
     /,
@@ -134,6 +133,16 @@ def new(
     from wenfang.serve import Allowance, new_key
 
     print(new_key(file, name, Allowance(requests_per_minute, concurrent, tokens_per_minute)))
+
+
+key.command(
+    new,
+    help=say(
+        zh="在檔案裡加一把金鑰並印出它，只此一次：檔案只留雜湊值。",
+        en="Add a key to a file and print it, this once: the file keeps only its hash.",
+    ),
+    help_epilogue=say(zh="例：", en="Example:") + "\n\n- `wenfang serve key new keys.json --name alice`",
+)
 
 
 def check_engine(engine: str, own: list[str]) -> None:
