@@ -1,7 +1,7 @@
 """Requests made up from our own description, good and bad, against the server: schemathesis judges every answer.
 
-All of schemathesis' checks run, but `positive_data_acceptance`, by which every body that fits the schema is accepted, in
-a form of our own: such a body may be refused for one of the reasons in `BEYOND_A_SCHEMA`, and for no other.
+All of schemathesis' checks run, but `positive_data_acceptance`, by which every body that fits the schema is accepted,
+in a form of our own: such a body may be refused for one of the reasons in `BEYOND_A_SCHEMA`, and for no other.
 """
 
 import re
