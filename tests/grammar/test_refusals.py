@@ -92,6 +92,11 @@ WORKS: dict[str, tuple[Callable[[], Grammar], str]] = {
     "5,000 rules in a row": (lambda: Lark(deep_rules(5000)), "a" * 5000 + "z"),
     "5,000 rules side by side": (lambda: Lark(BRANCHES), "a4999"),
     "a special token's name as text": (lambda: Choice(("<|end|>", "b")), "<|end|>"),
+    "text, then a call": (
+        lambda: ToolCalls((("f", '{"additionalProperties": false}'),), "<a/b>\n[c]", "", free=True),
+        'a/<a/b>\n[<a/b>\n[c]\n{"name": "f", "arguments": {}}',
+    ),
+    "text instead of a call": (lambda: ToolCalls((("f", "{}"),), "<a>", "</a>", free=True), "春 <a"),
     "two calls": (
         lambda: ToolCalls(
             (("f", '{"properties": {"城": {"type": "string"}}, "required": ["城"]}'), ("g", "{}")),
@@ -136,6 +141,14 @@ def test_what_can_be_guaranteed_works(name: str, compiler: GrammarCompiler, toke
 def test_what_works_is_validated(name: str) -> None:
     make, text = WORKS[name]
     make().check(text)
+
+
+def test_a_call_after_text_is_validated() -> None:
+    calls = ToolCalls((("f", '{"required": ["x"]}'),), "<a>", "</a>", free=True)
+    with pytest.raises(BrokenPromise, match="does not fulfil"):
+        calls.check('春<a>{"name": "f", "arguments": {}}</a>')
+    with pytest.raises(InputError, match="no mark"):
+        ToolCalls((("f", "{}"),), "", "", free=True)
 
 
 def test_a_trial_that_never_ends_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """What may be asked of a text, as values that can be compared, sent to another process and checked afterwards."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -100,12 +101,21 @@ class ToolCalls(Grammar):
     arguments_key: str = "arguments"
     several: bool = False
     """Whether more than one call may be made."""
+    free: bool = False
+    """Whether text may come before the calls, or instead of them. It needs an opening mark to tell them apart."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "functions", tuple((name, schema) for name, schema in self.functions))
         if not self.functions:
             raise InputError(say(zh="沒有可呼叫的工具。", en="There is no tool to call."))
         check_length("".join(name + schema for name, schema in self.functions))
+        if self.free and not self.opening:
+            raise InputError(
+                say(
+                    zh="這個模型的工具呼叫沒有開頭的記號，無法與文字區分；只能強制呼叫。",
+                    en="This model puts no mark before its calls to tell them from text; they can only be forced.",
+                )
+            )
 
     def source(self) -> str:
         """The grammar in the language of llguidance."""
@@ -120,13 +130,22 @@ class ToolCalls(Grammar):
         calls = [
             f"{quoted(self._head(name))} %json {self._styled(schema)} {quoted('}')}" for name, schema in self.functions
         ]
+        more = "(GAP call)*" if self.several else ""
         rules = [
-            "start: call (GAP call)*" if self.several else "start: call",
-            f"call: {opening} function {closing}",
+            f"start: text_and_mark GAP called {more} | TEXT |" if self.free else f"start: call {more}",
+            f"call: {opening} called",
+            f"called: function {closing}",
             f"function: {' | '.join(f'f{i}' for i in range(len(calls)))}",
             *(f"f{i}: {call}" for i, call in enumerate(calls)),
             r"GAP: /\n?/",
         ]
+        if self.free:
+            mark = re.escape(self.opening).replace("/", r"\/").replace("\\\n", r"\n")
+            rules += [
+                "text_and_mark[lazy]: TEXT_AND_MARK",
+                rf"TEXT_AND_MARK: /(?s:.*){mark}/",
+                rf"TEXT: /(?s:.+)/ & ~/(?s:.*){mark}(?s:.*)/",
+            ]
         return "\n".join(rules)
 
     def examine(self) -> None:
@@ -145,6 +164,9 @@ class ToolCalls(Grammar):
             BrokenPromise: a call cannot be read or its arguments do not fulfil their schema.
         """
         schemas, decoder, rest = dict(self.functions), json.JSONDecoder(), text
+        if self.free:
+            _, mark, rest = text.partition(self.opening)
+            rest = mark + rest
         while rest:
             try:
                 call, end = decoder.raw_decode(rest.removeprefix(self.opening).lstrip("\n"))

@@ -141,11 +141,11 @@ def forces_call(choice: ToolChoice) -> bool:
     return choice not in ("none", "auto")
 
 
-def check_demands(choice: ToolChoice, strict: Sequence[bool], *, form: bool, param: str) -> None:
-    """Refuse a forced call without a tool or beside another form, and a strict tool that nothing holds to its schema.
+def check_demands(choice: ToolChoice, *, tools: bool, form: bool, param: str) -> None:
+    """Refuse a forced call without a tool, or beside another form.
 
     Args:
-        strict: of each tool, whether it asks to be held to its schema.
+        tools: whether there are any.
         form: whether the answer must have a form.
         param: where the request holds that form.
 
@@ -154,20 +154,17 @@ def check_demands(choice: ToolChoice, strict: Sequence[bool], *, form: bool, par
     """
     if forces_call(choice) and form:
         raise _wrong(param, zh="不能與強制的工具呼叫一起使用", en="it excludes a forced tool call")
-    if forces_call(choice) and not strict:
+    if forces_call(choice) and not tools:
         raise _wrong("tool_choice", zh="沒有 'tools' 可呼叫", en="there are no 'tools' to call")
-    if choice == "auto" and any(strict):
-        raise _wrong(
-            "tools",
-            zh="'strict' 只在 'tool_choice' 強制呼叫時做得到",
-            en="'strict' can only be kept where 'tool_choice' forces a call",
-        )
 
 
-def call_grammar(tools: list[dict[str, Any]], choice: ToolChoice, form: ToolFormat, *, several: bool) -> "Grammar":
-    """Calls of the tools, or one of the chosen one, in the model's own words.
+def call_grammar(
+    tools: list[dict[str, Any]], strict: Sequence[bool], choice: ToolChoice, form: ToolFormat | None, *, several: bool
+) -> "Grammar | None":
+    """Calls of the tools, or one of the chosen one, in the model's own words; None where nothing holds them to a form.
 
     Args:
+        strict: of each tool, whether its calls are held to its schema even where none is forced.
         several: whether more than one tool may be called.
 
     Raises:
@@ -175,7 +172,12 @@ def call_grammar(tools: list[dict[str, Any]], choice: ToolChoice, form: ToolForm
     """
     from wenfang.grammar import ToolCalls
 
-    functions = [tool["function"] for tool in tools]
+    forced = forces_call(choice)
+    if form is None or not (forced or any(strict)):
+        return None
+    held = [forced or one for one in strict]
+    functions = [{"parameters": {}, **tool["function"]} for tool in tools]
+    functions = [one if hold else {**one, "parameters": {}} for one, hold in zip(functions, held, strict=True)]
     if not isinstance(choice, str):
         functions = [function for function in functions if function["name"] == choice.called]
         several = False
@@ -183,7 +185,7 @@ def call_grammar(tools: list[dict[str, Any]], choice: ToolChoice, form: ToolForm
         raise _wrong("tool_choice", zh="'tools' 裡沒有這個工具", en="there is no such tool in 'tools'")
     schemas = tuple((f["name"], json.dumps(f["parameters"], ensure_ascii=False)) for f in functions)
     try:
-        return ToolCalls(schemas, form.opening, form.closing, form.arguments_key, several=several)
+        return ToolCalls(schemas, form.opening, form.closing, form.arguments_key, several=several, free=not forced)
     except InputError as error:
         raise ApiError(str(error), param="tools", code="invalid_value") from None
 

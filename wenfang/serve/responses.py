@@ -12,7 +12,6 @@ from wenfang.serve.forms import (
     ResponseFormat,
     call_grammar,
     check_demands,
-    forces_call,
 )
 from wenfang.serve.sampling import MAX_TOKENS, Sampling, Strict
 from wenfang.serve.schema import MAX_MESSAGES, MAX_TOOLS, drop_idle
@@ -82,7 +81,7 @@ class FlatTool(Strict):
     description: str = ""
     parameters: dict[str, JsonValue] = Field({})
     strict: bool = False
-    """Arguments are held to the schema where a call is forced, and only there."""
+    """Arguments are held to the schema; where a call is forced they are in any case."""
 
     def shown(self) -> dict[str, Any]:
         """As chat templates expect it."""
@@ -149,7 +148,7 @@ class ResponsesRequest(Sampling):
             ApiError: parameters that contradict each other.
         """
         formed = self.text.format.type != "text"
-        check_demands(self.tool_choice, [tool.strict for tool in self.tools], form=formed, param="text.format")
+        check_demands(self.tool_choice, tools=bool(self.tools), form=formed, param="text.format")
 
     def grammar(self, form: ToolFormat | None) -> "Grammar | None":
         """What the output must be.
@@ -157,9 +156,11 @@ class ResponsesRequest(Sampling):
         Raises:
             ApiError: the demand is malformed.
         """
-        if forces_call(self.tool_choice) and form is not None:
-            return call_grammar(self.shown_tools(), self.tool_choice, form, several=self.parallel_tool_calls)
-        return self.text.shown().grammar("text.format")
+        strict = [tool.strict for tool in self.tools]
+        several = self.parallel_tool_calls
+        return self.text.shown().grammar("text.format") or call_grammar(
+            self.shown_tools(), strict, self.tool_choice, form, several=several
+        )
 
     def shown_tools(self) -> list[dict[str, Any]]:
         """The tools that the model may call, as chat templates expect them."""

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from wenfang.serve.chat_answer import Turn
-from wenfang.serve.forms import forces_call
 from wenfang.serve.models import Served
 from wenfang.serve.respond import Event, Usage, compact
 from wenfang.serve.responses import ResponsesRequest
@@ -22,7 +21,15 @@ class ResponsesAnswer:
     media_type = "text/event-stream"
     last_line = ""
 
-    def __init__(self, served: Served, asked: ResponsesRequest, prompt_tokens: int, tools: ToolFormat | None) -> None:
+    def __init__(
+        self,
+        served: Served,
+        asked: ResponsesRequest,
+        prompt_tokens: int,
+        tools: ToolFormat | None,
+        *,
+        parallel_calls: bool,
+    ) -> None:
         self._head = {
             "id": f"resp_{uuid.uuid4().hex}",
             "object": "response",
@@ -41,8 +48,7 @@ class ResponsesAnswer:
             "top_p": asked.top_p,
             "truncation": asked.truncation,
         }
-        # A grammar sees to it by itself, and its text is validated once it has ended.
-        self._turn = Turn(tools, several=asked.parallel_tool_calls or forces_call(asked.tool_choice))
+        self._turn = Turn(tools, several=parallel_calls)
         self._output: list[dict[str, Any]] = []
         self._number = -1
         self._cached_tokens = 0

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
 from wenfang.core.language import say
 from wenfang.serve.errors import ApiError, unsupported
-from wenfang.serve.forms import ChosenTool, ResponseFormat, call_grammar, check_demands, forces_call
+from wenfang.serve.forms import ChosenTool, ResponseFormat, call_grammar, check_demands
 from wenfang.serve.sampling import MAX_CHOICES, MAX_TOKENS, Sampling, Strict, without_nulls
 from wenfang.serve.toolcalls import ToolFormat
 
@@ -51,7 +51,7 @@ class Function(Strict):
     parameters: dict[str, JsonValue] = Field({})
     """JSON Schema of its arguments."""
     strict: bool = False
-    """Arguments are held to the schema where a call is forced, and only there."""
+    """Arguments are held to the schema; where a call is forced they are in any case."""
 
 
 class Tool(Strict):
@@ -165,8 +165,7 @@ class ChatRequest(Sampling):
         if self.top_logprobs is not None and not self.logprobs:
             raise _wrong("top_logprobs", zh="只能與 'logprobs': true 一起使用", en="it needs 'logprobs': true")
         formed = self.response_format is not None
-        strict = [tool.function.strict for tool in self.tools]
-        check_demands(self.tool_choice, strict, form=formed, param="response_format")
+        check_demands(self.tool_choice, tools=bool(self.tools), form=formed, param="response_format")
         check_messages(self.messages)
 
     def grammar(self, form: ToolFormat | None) -> "Grammar | None":
@@ -175,9 +174,10 @@ class ChatRequest(Sampling):
         Raises:
             ApiError: the demand is malformed.
         """
-        if forces_call(self.tool_choice) and form is not None:
-            return call_grammar(self.shown_tools(), self.tool_choice, form, several=self.parallel_tool_calls)
-        return None if self.response_format is None else self.response_format.grammar("response_format")
+        demanded = None if self.response_format is None else self.response_format.grammar("response_format")
+        strict = [tool.function.strict for tool in self.tools]
+        several = self.parallel_tool_calls
+        return demanded or call_grammar(self.shown_tools(), strict, self.tool_choice, form, several=several)
 
     @property
     def limit(self) -> int | None:

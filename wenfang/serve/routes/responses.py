@@ -28,7 +28,9 @@ async def responses(desk: Desk, request: Request, asked: ResponsesRequest) -> Re
         params = asked.params(vocab_size=served.engine.vocab_size, max_tokens=limit, grammar=grammar)
         desk.metrics.read(served.name, len(prompt))
         generation = held.enter_context(served.start([(prompt, params)]))
-        answer = ResponsesAnswer(served, asked, len(prompt), form)
+        # A grammar sees to the number of calls by itself, and its text is validated once it has ended.
+        several = asked.parallel_tool_calls or grammar is not None
+        answer = ResponsesAnswer(served, asked, len(prompt), form, parallel_calls=several)
         return await respond(request, answer, generation, held, desk.limits, stream=asked.stream)
 
 
