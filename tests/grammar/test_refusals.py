@@ -211,4 +211,4 @@ def test_a_text_that_takes_for_ever_to_validate_is_none(monkeypatch: pytest.Monk
     monkeypatch.setattr(judge_module, "TRIAL_S", 2.0)
     Regex(r"\w+").check("春")
     with pytest.raises(BrokenPromise, match="could not be validated"):
-        Regex(r"(\w+\w+)+$").check("a" * 5000 + "!")
+        Regex(r"(\w|\w\w)+[0-9]").check("a" * 60)
