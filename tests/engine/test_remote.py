@@ -116,6 +116,9 @@ def test_calls_are_forced_and_adapters_asked_for(tokenizer_folder: Path, tmp_pat
             params = SamplingParams(temperature=0, max_tokens=20)
             (expected,) = engine.generate([[5, 6, 7]], params, adapter=name)
             assert "".join(d.text for d in remote.stream([5, 6, 7], params, adapter=name)) == expected.text
+        front = ModelPool([Source("clerk", folder, engine=url)], memory_bytes=None, meter=Metrics())
+        with pytest.raises(InputError, match="Two models are called 'clerk'"):
+            front.load("clerk")
         with pytest.raises(InputError, match="'adapter'"):
             remote.stream([5], params, adapter="other")
         params = SamplingParams(seed=1, grammar=calls)

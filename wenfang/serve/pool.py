@@ -89,12 +89,7 @@ class ModelPool:
         for source in sources:
             for name in (source.name, *source.adapters):
                 if name in self._home:
-                    raise InputError(
-                        say(
-                            zh=f"兩個模型都叫 {name!r}。請把其中一個的資料夾或轉接器改名。",
-                            en=f"Two models are called {name!r}. Rename the folder, or the adapter, of one of them.",
-                        )
-                    )
+                    raise _clash(name)
                 self._home[name] = source
             if memory_bytes is not None and source.memory_bytes > memory_bytes:
                 raise InputError(
@@ -138,10 +133,13 @@ class ModelPool:
         """Open a model and its adapters, whatever the budget.
 
         Raises:
-            InputError, ModelError: a file cannot be used.
+            InputError, ModelError: a file cannot be used, or an adapter that a server lists has the model's name.
         """
         source = self._source(name)
         engine, adapters = _open(source)
+        if source.name in adapters:  # A server's adapters show only now.
+            engine.close()
+            raise _clash(source.name)
         engine.name = source.name
         dispatcher = Dispatcher(engine, meter=self._meter)
         served = {source.name: Served(dispatcher)}
@@ -203,6 +201,15 @@ class ModelPool:
         dispatcher = loaded.served[loaded.source.name].dispatcher
         dispatcher.close()
         dispatcher.engine.close()
+
+
+def _clash(name: str) -> InputError:
+    return InputError(
+        say(
+            zh=f"兩個模型都叫 {name!r}。請把其中一個的資料夾或轉接器改名。",
+            en=f"Two models are called {name!r}. Rename the folder, or the adapter, of one of them.",
+        )
+    )
 
 
 def _open(source: Source) -> "tuple[TextEngine, list[str]]":
