@@ -149,4 +149,4 @@ def test_a_server_is_asked_for_the_form(monkeypatch: pytest.MonkeyPatch) -> None
     assert [(piece.text, piece.cut) for piece in Server().reply(talk, "春")] == [("{", True)]
     # Both judges of a schema read the same one: the server's own parser of requests accepts it.
     form = ResponseFormat.model_validate(asked[0]["response_format"])
-    assert form.grammar() == JsonSchema.of(SCHEMA)
+    assert form.grammar("response_format") == JsonSchema.of(SCHEMA)

@@ -82,7 +82,9 @@ def test_a_question_too_long_does_not_end_the_session(
     [
         (["chat", "{model}", "--once", "a", "--temperature", "-1"], "`temperature` is -1.0"),
         (["chat", "{model}", "--once", "\udcff"], "not UTF-8"),
-        (["chat", "{missing}", "--once", "a"], "No folder"),
+        (["chat", "{model}", "--once", "a", "--temperature", "2.1"], "`temperature` is 2.1"),
+        (["chat", "{missing}", "--once", "a"], "No model"),
+        (["chat", "{missing}.gguf", "--once", "a"], "No file"),
         (["chat", "{model}", "--once", " "], "`--once` is empty"),
         (["chat", "{model}", "--once", "a", "--quantize", "int3"], "'int3'; known are int8, int4"),
         (["serve", "{model}", "--port", "{taken}"], "already in use"),
@@ -152,6 +154,12 @@ def test_a_terminal_session_is_safe_and_left_with_ctrl_d(model: Path) -> None:
         os.write(terminal, b"typed ahead")
         assert "typed" not in read_until(terminal, "per second")
         assert "typed ahead" in read_until(terminal, "typed ahead")
+        os.write(terminal, b"\x15\x1b[A")
+        assert "夏" in read_until(terminal, "夏")  # The last question, by the arrow.
+        os.write(terminal, "\x15詩\x7f秋\n".encode())
+        read_until(terminal, "per second")
+        os.write(terminal, b"/history\n")
+        assert "user: 秋" in read_until(terminal, "user: 秋")  # A wide character is taken back as one.
         os.write(terminal, b"\x15\x04")
         assert "Traceback" not in read_until(terminal)
         assert session.wait(10) == 0

@@ -23,6 +23,14 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def test_chat_takes_a_file_as_it_takes_a_folder(exported: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for model in (exported, POET):
+        assert main(["chat", str(model), "--once", REQUEST, "--seed", "3", "--max-tokens", "20"]) == 0
+    said = capfd.readouterr().out
+    assert len(said) > 20
+    assert said[: len(said) // 2] == said[len(said) // 2 :]
+
+
 def test_a_gguf_file_becomes_a_folder_that_transformers_opens(exported: Path, tmp_path: Path) -> None:
     out = tmp_path / "poet"
     assert main(["model", "import", str(exported), "--out", str(out)]) == 0

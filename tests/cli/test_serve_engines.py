@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 from openai import OpenAI
-from serve.fakes import FakeEngine, live
+from serve.fakes import FakeEngine, live, tiny_adapter
 
 from wenfang.cli import main
 from wenfang.engine import Engine, SamplingParams
@@ -26,14 +26,15 @@ ASK = [{"role": "user", "content": "寫一首五言絕句，題為〈秋夜〉�
 OURS = """
 import hashlib, json, os, sys
 command, folder, *options = sys.argv[1:]
+options.remove("--enable-lora")
 given = dict(zip(options[::2], options[1::2]))
-assert command == "serve" and given["--generation-config"] == "vllm", sys.argv
+assert command == "serve" and given["--generation-config"] == "vllm" and given["--max-lora-rank"] == "8", sys.argv
 hashed = hashlib.sha256(os.environ["VLLM_API_KEY"].encode()).hexdigest()
 with open({keys!r}, "w") as out:
     json.dump(dict(keys=[dict(name="front", sha256=hashed)]), out)
 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 os.execv(sys.executable, [sys.executable, "-m", "wenfang", "serve", folder, "--host", given["--host"], "--port",
-         given["--port"], "--keys", {keys!r}])
+         given["--port"], "--keys", {keys!r}, "--adapter.clerk", given["--lora-modules"].removeprefix("clerk=")])
 """
 LLAMA = """
 import sys, time, xllamacpp
@@ -87,16 +88,22 @@ def expected(params: SamplingParams) -> str:
 
 def test_vllm_writes_behind_our_interface(tmp_path: Path) -> None:
     environment = install(tmp_path, OURS.format(keys=str(tmp_path / "keys.json")))
-    with serving(str(POET), "--engine", "vllm", environment=environment) as (url, server):
+    clerk = str(tiny_adapter(POET, tmp_path / "clerk"))
+    with serving(str(POET), "--engine", "vllm", "--adapter.clerk", clerk, environment=environment) as (url, server):
         (child,) = children(server.pid)
         client = OpenAI(base_url=url, api_key="unused", max_retries=0)
+        form = {"type": "regex", "regex": "[春秋]{4}"}
+        assert [model.id for model in client.models.list()] == ["poet", "clerk"]
+        answer = client.chat.completions.create(model="clerk", messages=ASK, response_format=form, logprobs=True)
+        assert set(answer.choices[0].message.content) <= set("春秋")
+        assert answer.choices[0].logprobs.content[0].logprob <= 0
         asked = {"model": "poet", "messages": ASK, "seed": 7, "max_tokens": 30, "extra_body": {"top_k": 40}}
         whole = client.chat.completions.create(**asked)
         assert whole.choices[0].message.content == expected(SamplingParams(seed=7, max_tokens=30, top_k=40))
         streamed = client.chat.completions.create(**asked, stream=True)
         assert "".join(c.choices[0].delta.content or "" for c in streamed) == whole.choices[0].message.content
         body = {"model": "poet", "messages": ASK}
-        for wrong, status in (({"mirostat_tau": 2}, 400), ({"nonsense": 1}, 400), ({"max_tokens": 0}, 400)):
+        for wrong, status in (({"nonsense": 1}, 400), ({"max_tokens": 0}, 400)):
             answer = httpx.post(f"{url}/chat/completions", json={**body, **wrong})
             assert answer.status_code == status
             assert next(iter(wrong)) in answer.json()["error"]["message"]
@@ -163,7 +170,7 @@ def test_another_server_by_its_address(capfd: pytest.CaptureFixture[str], tmp_pa
         (["--engine", "vlm"], "There is no engine 'vlm'"),
         (["--engine", "http://127.0.0.1:1"], "does not answer"),
         (["--engine", "vllm", "--quantize", "int8"], "'--quantize' does not go with --engine vllm"),
-        (["--engine", "vllm", "--adapter.a", "x"], "'--adapter' does not go with"),
+        (["--engine", "http://127.0.0.1:1", "--adapter.a", "x"], "'--adapter' does not go with"),
         ([str(POET), "--engine", "vllm"], "does not go with"),
         (["--memory-gb", "nan"], "--memory-gb"),
         (["--memory-gb", "-1"], "--memory-gb"),

@@ -6,6 +6,7 @@ import pytest
 from tiny_stages import TINY
 
 from wenfang.cli import main
+from wenfang.cli.verbs import verb
 from wenfang.core.artifact import read_manifest
 from wenfang.recipe import STAGES, Stage
 
@@ -26,6 +27,12 @@ def test_help_shows_every_option_with_its_docstring(
             assert " ".join((field.description or "").split()) in shown
         for inner in nested or ():
             assert f"--{name.replace('_', '-')}.{inner.replace('_', '-')} " in shown
+
+
+def test_every_stage_says_what_it_does_in_chinese_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WENFANG_LANGUAGE", "zh")
+    for stage in STAGES.values():
+        assert "一" <= verb(stage).help[0] <= "鿿"
 
 
 def _main(words: str) -> int:

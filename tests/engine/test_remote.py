@@ -1,4 +1,4 @@
-"""A model behind an address: the same text as here, from our own server and from llama.cpp's; what goes wrong there."""
+"""A model behind an address: the same as here from our own server and from llama.cpp's; what goes wrong there."""
 
 import http.server
 import json
@@ -11,14 +11,13 @@ from pathlib import Path
 
 import pytest
 from model.judge_llama_cpp import llama_cpp
-from serve.fakes import live, tiny_model
+from serve.fakes import live, tiny_adapter, tiny_model
 
 from wenfang.core.errors import InputError, WenfangError
 from wenfang.engine import Engine, RemoteEngine, SamplingParams
-from wenfang.engine.vllm import HONOURED
-from wenfang.grammar import Regex
+from wenfang.grammar import BrokenPromise, Choice, Grammar, JsonObject, JsonSchema, Lark, Regex, ToolCalls
 from wenfang.model.gguf import export_gguf
-from wenfang.serve import Allowance, create_app, load_keys, new_key
+from wenfang.serve import Allowance, Metrics, ModelPool, Source, create_app, create_app_for, load_keys, new_key
 
 POET = Path(__file__).parents[2] / "models" / "poet"
 QUESTION = [{"role": "user", "content": "寫一首五言絕句，題為〈秋夜〉。"}]
@@ -52,10 +51,13 @@ WAYS = [
     SamplingParams(temperature=0, max_tokens=20),
     SamplingParams(seed=3, top_p=0.8, frequency_penalty=1, presence_penalty=0.5),
     SamplingParams(seed=4, max_tokens=30, stop=("春", "山"), logit_bias={5: 3.0, 6: -100.0}),
+    SamplingParams(seed=5, top_k=9, min_p=0.01, repetition_penalty=1.4, max_tokens=20),
+    SamplingParams(seed=6, mirostat_tau=3.0, dry_multiplier=1.0, max_tokens=20),
+    SamplingParams(seed=7, xtc_probability=0.5, typical_p=0.9, max_tokens=20),
 ]
 
 
-@pytest.mark.parametrize("params", WAYS, ids=["greedy", "sampled", "stopped"])
+@pytest.mark.parametrize("params", WAYS, ids=["greedy", "sampled", "stopped", "vLLM's", "mirostat", "rare"])
 def test_a_server_writes_what_the_engine_does(local: Engine, remote: RemoteEngine, params: SamplingParams) -> None:
     prompt = remote.tokenizer.chat(QUESTION)
     (expected,) = local.generate([prompt], params)
@@ -67,13 +69,62 @@ def test_a_server_writes_what_the_engine_does(local: Engine, remote: RemoteEngin
     assert remote.context == local.context
 
 
-def test_what_vllm_honours_is_passed_on(local: Engine, reach: Callable[..., RemoteEngine]) -> None:
-    remote = reach(honoured=HONOURED)
-    params = SamplingParams(seed=5, top_k=9, min_p=0.01, repetition_penalty=1.4, max_tokens=20)
+def test_log_probabilities_are_the_engines(local: Engine, remote: RemoteEngine) -> None:
     prompt = remote.tokenizer.chat(QUESTION)
+    for of_prompt in (False, True):
+        params = SamplingParams(seed=5, max_tokens=12, logprobs=3, prompt_logprobs=of_prompt)
+        (expected,) = local.generate([prompt], params)
+        deltas = list(remote.stream(prompt, params))
+        assert [one for delta in deltas for one in delta.logprobs] == expected.logprobs
+        assert [one for delta in deltas for one in delta.prompt_logprobs] == expected.prompt_logprobs
+        assert "".join(delta.text for delta in deltas) == expected.text
+        assert deltas[-2].completion_tokens == len(expected.token_ids)
+
+
+FORMS = [
+    JsonSchema.of({"type": "object", "properties": {"題": {"enum": ["春", "秋"]}}, "required": ["題"]}),
+    JsonObject(),
+    Regex("[春秋]{2,4}"),
+    Choice(("春", "秋")),
+    Lark('start: "春" start | "秋"'),
+]
+
+
+@pytest.mark.parametrize("grammar", FORMS, ids=lambda grammar: grammar.kind)
+def test_a_form_is_kept_there_as_here(local: Engine, remote: RemoteEngine, grammar: Grammar) -> None:
+    prompt = remote.tokenizer.chat(QUESTION)
+    params = SamplingParams(seed=5, max_tokens=40, grammar=grammar)
     (expected,) = local.generate([prompt], params)
     assert "".join(delta.text for delta in remote.stream(prompt, params)) == expected.text
-    assert [delta.finish_reason for delta in remote.stream(prompt, SamplingParams(max_tokens=1))][-1] == "length"
+
+
+def test_calls_are_forced_and_adapters_asked_for(tokenizer_folder: Path, tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / "tiny", tokenizer_folder)
+    clerk = tiny_adapter(folder, tmp_path / "clerk")
+    pool = ModelPool([Source("tiny", folder, {"clerk": clerk})], memory_bytes=None, meter=Metrics())
+    engine = Engine.load(folder)
+    engine.load_adapter("clerk", clerk)
+    calls = ToolCalls(
+        (("f", '{"properties": {"x": {"enum": [1, 2]}}, "required": ["x"], "additionalProperties": false}'),),
+        "<call>",
+        "</call>",
+    )
+    with live(create_app_for(pool, metrics=Metrics())) as url:
+        remote = RemoteEngine(url, folder)
+        assert remote.adapters == ["clerk"]
+        for name in (None, "clerk"):
+            params = SamplingParams(temperature=0, max_tokens=20)
+            (expected,) = engine.generate([[5, 6, 7]], params, adapter=name)
+            assert "".join(d.text for d in remote.stream([5, 6, 7], params, adapter=name)) == expected.text
+        front = ModelPool([Source("clerk", folder, engine=url)], memory_bytes=None, meter=Metrics())
+        with pytest.raises(InputError, match="Two models are called 'clerk'"):
+            front.load("clerk")
+        with pytest.raises(InputError, match="'adapter'"):
+            remote.stream([5], params, adapter="other")
+        params = SamplingParams(seed=1, grammar=calls)
+        (expected,) = engine.generate([[5, 6]], params)
+        assert "".join(d.text for d in remote.stream([5, 6], params)) == expected.text
+    engine.close()
 
 
 def test_llama_cpp_writes_what_the_engine_does(tmp_path: Path) -> None:
@@ -97,31 +148,47 @@ def test_llama_cpp_writes_what_the_engine_does(tmp_path: Path) -> None:
     [{"top_k": 5}, {"mirostat_tau": 2.0}, {"logprobs": 1}, {"grammar": Regex("a")}, {"repetition_penalty": 1.2}],
     ids=lambda asked: next(iter(asked)),
 )
-def test_what_a_server_might_drop_in_silence_is_refused(remote: RemoteEngine, asked: dict[str, object]) -> None:
-    with pytest.raises(InputError, match=f"honour '{next(iter(asked))}'"):
-        remote.stream([1], SamplingParams(**asked))
+def test_what_a_server_might_drop_in_silence_is_refused(asked: dict[str, object]) -> None:
+    with scripted() as (url, _), pytest.raises(InputError, match=f"honour '{next(iter(asked))}'"):
+        RemoteEngine(url, POET).stream([1], SamplingParams(**asked))
 
 
-def test_prompts_that_do_not_fit_and_vectors_are_refused(remote: RemoteEngine) -> None:
+def test_a_form_is_judged_before_and_its_text_after(remote: RemoteEngine) -> None:
+    with pytest.raises(InputError, match=r"missing \)"):
+        remote.stream([1], SamplingParams(grammar=Regex("(a")))
+    with pytest.raises(InputError, match="dry_sequence_breakers"):
+        remote.stream([1], SamplingParams(dry_sequence_breakers=("x",)))
+    # A server that calls itself vLLM, and is too old for the field.
+    with scripted(piece("b"), piece("", "stop"), owner="vllm") as (url, _), pytest.raises(BrokenPromise):
+        list(RemoteEngine(url, POET).stream([1], SamplingParams(grammar=Regex("a"))))
+    named = {"tokens": ["春"], "token_logprobs": [-1.0], "top_logprobs": [{"春": -1.0}]}
+    told = "data: " + json.dumps({"choices": [{"text": "春", "logprobs": named}]})
+    with scripted(told, owner="vllm") as (url, _), pytest.raises(WenfangError, match="'春' is no token id"):
+        list(RemoteEngine(url, POET).stream([1], SamplingParams(logprobs=1)))
+
+
+def test_prompts_that_do_not_fit_are_refused_and_vectors_are_the_servers(local: Engine, remote: RemoteEngine) -> None:
     for prompt in ([], [5] * remote.context):
         with pytest.raises(InputError, match=f"context is {remote.context}"):
             remote.stream(prompt, SamplingParams())
     assert len(list(remote.stream([5] * (remote.context - 1), SamplingParams(max_tokens=9)))) <= 2
-    with pytest.raises(InputError, match="no embeddings"):
-        remote.embed([[1]])
-
-
-LISTED = {"data": [{"id": "m", "max_model_len": 99}]}
+    for ours, theirs in zip(local.embed([[1], [5, 6]]), remote.embed([[1], [5, 6]]), strict=True):
+        assert theirs == pytest.approx(ours, abs=1e-6)
+    with scripted("no such thing", status=404) as (url, _), pytest.raises(InputError, match="no such thing"):
+        RemoteEngine(url, POET).embed([[1]])
 
 
 @contextmanager
-def scripted(*events: str, pause_s: float = 0.0, status: int = 200) -> Iterator[tuple[str, threading.Event]]:
+def scripted(
+    *events: str, pause_s: float = 0.0, status: int = 200, owner: str = "me"
+) -> Iterator[tuple[str, threading.Event]]:
     """A server that lists a model and answers with these events, and tells when its client has hung up."""
     left = threading.Event()
+    listed = {"data": [{"id": "m", "max_model_len": 99, "owned_by": owner}]}
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._send(200, json.dumps(LISTED))
+            self._send(200, json.dumps(listed))
 
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))

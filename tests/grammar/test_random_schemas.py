@@ -6,10 +6,11 @@ from typing import Any
 
 import jsonschema
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from wenfang.grammar import Grammar, GrammarCompiler, JsonObject, JsonSchema, fill_masks
+from wenfang.grammar import Grammar, GrammarCompiler, JsonObject, JsonSchema, Lark, Regex, fill_masks
 from wenfang.tokenizer import Tokenizer
 
 LONGEST = 400
@@ -91,6 +92,23 @@ def test_whatever_is_written_fulfils_the_schema(
     grammar.check(text)
     if "multipleOf" not in grammar.schema:  # jsonschema alone takes 0.3 for no multiple of 0.1.
         jsonschema.Draft202012Validator(schema).validate(json.loads(text))
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        Lark('start: (line "}")+\nline: WORD? ("," WORD)*\nWORD: /[^,}]*/'),
+        Lark('start: e\ne: e "+" e | "(" e ")" | /\\d+/\n%ignore / */'),
+        Regex(r"(\w+\s?)+[^\w\s]"),
+    ],
+)
+def test_whatever_is_written_is_derived_and_matched(
+    compiler: GrammarCompiler, tokenizer: Tokenizer, grammar: Grammar
+) -> None:
+    texts = [text for seed in range(9) if (text := write(grammar, compiler, tokenizer, seed)) is not None]
+    assert len(texts) > 1
+    for text in texts:
+        grammar.check(text)
 
 
 def test_any_object_is_an_object(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:

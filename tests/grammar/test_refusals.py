@@ -66,7 +66,8 @@ REFUSED: dict[str, tuple[Callable[[], Grammar], str]] = {
     "too long": (of({"enum": ["春" * 200_000]}), "524,288"),
     "look-ahead": (lambda: Regex("(?=a)b"), r"1\(8\).*look-around"),
     "back-reference": (lambda: Regex(r"(a)\1"), "backreferences"),
-    "open group": (lambda: Regex("(a"), "unclosed group"),
+    "open group": (lambda: Regex("(a"), r"missing \)"),
+    "nobody else reads it": (lambda: Regex(r"\w\x{61}"), "No second program"),
     "nothing matches": (lambda: Regex(r"[^\s\S]"), "no text can fulfil"),
     "undefined rule": (lambda: Lark('start: "x" foo'), r'1\(8\).*unknown name: "foo"'),
     "no start": (lambda: Lark('foo: "x"'), "no start rule"),
@@ -91,6 +92,11 @@ WORKS: dict[str, tuple[Callable[[], Grammar], str]] = {
     "5,000 rules in a row": (lambda: Lark(deep_rules(5000)), "a" * 5000 + "z"),
     "5,000 rules side by side": (lambda: Lark(BRANCHES), "a4999"),
     "a special token's name as text": (lambda: Choice(("<|end|>", "b")), "<|end|>"),
+    "text, then a call": (
+        lambda: ToolCalls((("f", '{"additionalProperties": false}'),), "<a/b>\n[c]", "", free=True),
+        'a/<a/b>\n[<a/b>\n[c]\n{"name": "f", "arguments": {}}',
+    ),
+    "text instead of a call": (lambda: ToolCalls((("f", "{}"),), "<a>", "</a>", free=True), "春 <a"),
     "two calls": (
         lambda: ToolCalls(
             (("f", '{"properties": {"城": {"type": "string"}}, "required": ["城"]}'), ("g", "{}")),
@@ -125,11 +131,24 @@ def test_what_can_be_guaranteed_works(name: str, compiler: GrammarCompiler, toke
         matcher.consume(token)
     for token in tokens[20:]:
         matcher.consume(token)
-    grammar.check(text)
     if not matcher.ended:
         fill_masks([matcher])
         assert not matcher.blocked()[tokenizer.end_id]
         assert not matcher.failure
+
+
+@pytest.mark.parametrize("name", [name for name in WORKS if "5,000" not in name])
+def test_what_works_is_validated(name: str) -> None:
+    make, text = WORKS[name]
+    make().check(text)
+
+
+def test_a_call_after_text_is_validated() -> None:
+    calls = ToolCalls((("f", '{"required": ["x"]}'),), "<a>", "</a>", free=True)
+    with pytest.raises(BrokenPromise, match="does not fulfil"):
+        calls.check('春<a>{"name": "f", "arguments": {}}</a>')
+    with pytest.raises(InputError, match="no mark"):
+        ToolCalls((("f", "{}"),), "", "", free=True)
 
 
 def test_a_trial_that_never_ends_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,8 +175,12 @@ def test_a_grammar_is_judged_once(compiler: GrammarCompiler, monkeypatch: pytest
         ("a|b", "ab", False),
         ("(a+)+$", "a" * 5000 + "b", False),
         ("春.", "春\n", False),
+        # RE2 reads the next ones not at all, or in another way.
         (r"\w+", "春", True),
-        ("a{1,5000}", "b", True),  # Nobody but llguidance reads it.
+        (r"\w+", "春!", False),
+        (r"[\w&&[^a]]+", "ab", False),
+        ("a{1,5000}", "a" * 4999, True),
+        ("a{1,5000}", "b", False),
     ],
 )
 def test_a_text_is_matched_again_by_another_engine(pattern: str, text: str, kept: bool) -> None:
@@ -166,3 +189,26 @@ def test_a_text_is_matched_again_by_another_engine(pattern: str, text: str, kept
         return
     with pytest.raises(BrokenPromise, match="does not match the expression"):
         Regex(pattern).check(text)
+
+
+@pytest.mark.parametrize(
+    ("grammar", "good", "bad"),
+    [
+        ('start: start "a" | "b"', "baa", "ab"),
+        ('start: x* "."\nx: /[^.]*/ | "!"', "春！.", "春.秋"),  # A terminal that may be nothing.
+        ('start: SUM\nSUM: INT ("+" INT)*\nINT: /\\p{Nd}+/\n%ignore " "', " 1+٢ ", "1++2"),
+        ('start: "春"i ("a".."c")~2', "春ab", "春ad"),
+    ],
+)
+def test_a_derived_text_is_parsed_again_by_another_parser(grammar: str, good: str, bad: str) -> None:
+    Lark(grammar).check(good)
+    with pytest.raises(BrokenPromise, match="does not derive"):
+        Lark(grammar).check(bad)
+
+
+def test_a_text_that_takes_for_ever_to_validate_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    Regex(r"\w+").check("春")  # The process is there.
+    monkeypatch.setattr(judge_module, "TRIAL_S", 2.0)
+    Regex(r"\w+").check("春")
+    with pytest.raises(BrokenPromise, match="could not be validated"):
+        Regex(r"(\w|\w\w)+[0-9]").check("a" * 60)

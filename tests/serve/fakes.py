@@ -1,5 +1,6 @@
 """A scripted engine with the real one's interface, and live servers for tests of `serve` and `studio`."""
 
+import json
 import random
 import threading
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import torch
+from safetensors.torch import save_file
 
 from wenfang.core.errors import InputError
 from wenfang.engine import Delta, Occupancy, SamplingParams
@@ -157,4 +159,22 @@ def tiny_model(folder: Path, tokenizer: Path) -> Path:
     config = DecoderConfig(vocab_size=ids.vocab_size, dim=32, layers=2, heads=4, kv_heads=2, head_dim=8, hidden=48)
     folder.mkdir()
     save_model(Decoder(config), folder, tokenizer=tokenizer, end_id=ids.end_id, bos_id=ids.bos_id, card="# tiny\n")
+    return folder
+
+
+def tiny_adapter(base: Path, folder: Path) -> Path:
+    """A random adapter of rank 2 on the first layer of a model whose layers are named as Llama's, in PEFT's format."""
+    shape = json.loads((base / "config.json").read_text())
+    inputs, rank = shape["hidden_size"], 2
+    outputs = shape["num_attention_heads"] * shape["head_dim"]
+    dice = torch.Generator().manual_seed(1)
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
+    tensors = {
+        f"{name}A.weight": torch.randn(rank, inputs, generator=dice),
+        f"{name}B.weight": torch.randn(outputs, rank, generator=dice),
+    }
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": rank, "lora_alpha": 8, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
     return folder

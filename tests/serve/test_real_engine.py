@@ -5,11 +5,13 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import httpx
 import jsonschema
+import pydantic
 import pytest
-from openai import BadRequestError, OpenAI
+from openai import BadRequestError, OpenAI, pydantic_function_tool
 from serve.fakes import live, tiny_model
 
 from wenfang.engine import Engine, SamplingParams
@@ -70,11 +72,23 @@ def test_an_answer_has_the_form_that_was_asked_for(engine: Engine) -> None:
                 .message.content
             )
 
+        def respond(form: dict, **more: object) -> str:
+            asked = {"model": "tiny", "input": ASK, "text": {"format": form}, "max_output_tokens": 150, **more}
+            with client.responses.stream(**asked, extra_body={"seed": 5}) as stream:
+                final = stream.get_final_response()
+            assert final.text.format.type == form["type"]
+            assert client.responses.create(**asked, extra_body={"seed": 5}).output_text == final.output_text
+            return final.output_text
+
         answer = json.loads(ask({"type": "json_schema", "json_schema": {"name": "poem", "schema": schema}}) or "")
+        assert json.loads(respond({"type": "json_schema", "name": "poem", "schema": schema, "strict": True})) == answer
+        assert respond({"type": "json_object"}) == ask({"type": "json_object"})
         assert ask({"type": "choice", "choice": ["春", "秋"]}) in ("春", "秋")
         faulty = {"properties": {"詩題": {"uniqueItems": True}}}
         with pytest.raises(BadRequestError, match=r"\$\.properties\.詩題.*uniqueItems"):
             ask({"type": "json_schema", "json_schema": {"name": "poem", "schema": faulty}})
+        with pytest.raises(BadRequestError, match=r"\$\.properties\.詩題.*uniqueItems"):
+            respond({"type": "json_schema", "name": "poem", "schema": faulty})
     assert (set(answer), answer["句數"] in (4, 8)) == ({"詩題", "句數"}, True)
 
 
@@ -94,13 +108,13 @@ for _schema in SCHEMAS.values():
 TOOLS = [{"type": "function", "function": {"name": name, "parameters": schema}} for name, schema in SCHEMAS.items()]
 
 
-@pytest.fixture
-def caller(tmp_path: Path) -> Iterator[Engine]:
+@pytest.fixture(params=[TEMPLATE])
+def caller(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
     """A model that knows nothing, with the poet's tokenizer and a template that shows how calls are written."""
     tokenizer = tmp_path / "tokenizer"
     shutil.copytree(POET, tokenizer)
     config = json.loads((tokenizer / "tokenizer_config.json").read_text())
-    (tokenizer / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": TEMPLATE}))
+    (tokenizer / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": request.param}))
     engine = Engine.load(tiny_model(tmp_path / "tiny", tokenizer))
     yield engine
     engine.close()
@@ -125,7 +139,39 @@ def test_a_forced_call_fulfils_its_schema_however_little_the_model_knows(caller:
             if not parallel:
                 assert len(calls) == 1
             most = max(most, len(calls))
+            flat = choice if isinstance(choice, str) else {"type": "function", "name": "time"}
+            tools = [{"type": "function", "strict": True, **tool["function"]} for tool in TOOLS]
+            asked = {"input": ASK, "tools": tools, "tool_choice": flat, "parallel_tool_calls": parallel}
+            with client.responses.stream(model="tiny", **asked, extra_body={"seed": seed}) as stream:
+                streamed = list(stream)[-1].response
+            assert [(item.name, item.arguments) for item in streamed.output if item.type == "function_call"] == [
+                (call.function.name, call.function.arguments) for call in calls
+            ]
+            assert (streamed.status == "completed") == (answer.finish_reason == "tool_calls")
+        with pytest.raises(BadRequestError) as refused:
+            client.responses.create(model="tiny", **{**asked, "tools": []})
+        assert refused.value.param == "tool_choice"
     assert most > 1
+
+
+@pytest.mark.parametrize("caller", [TEMPLATE.replace("<tool_call>", "召")], indirect=True)
+def test_calls_of_strict_tools_fulfil_their_schemas_and_text_may_come_instead(caller: Engine) -> None:
+    class Zone(pydantic.BaseModel):
+        model_config = pydantic.ConfigDict(extra="forbid")
+        zone: Literal["臺北", "東京"]
+
+    (mark,) = caller.tokenizer.encode("召")
+    with live(create_app(caller)) as url:
+        client = OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0)
+        asked = {"model": "tiny", "messages": ASK, "tools": [pydantic_function_tool(Zone)]}
+        text = client.chat.completions.create(**asked, seed=1, max_tokens=30, logit_bias={mark: -100}).choices[0]
+        assert (text.message.tool_calls or [], text.finish_reason) == ([], "length")
+        assert len(text.message.content) > 10
+        called = client.chat.completions.parse(
+            **asked, seed=1, max_tokens=100, logit_bias={mark: 100}, parallel_tool_calls=False
+        ).choices[0]
+    assert called.finish_reason == "tool_calls"
+    assert [type(one.function.parsed_arguments) for one in called.message.tool_calls] == [Zone]
 
 
 def test_stopping_one_choice_leaves_the_others_alone(engine: Engine) -> None:

@@ -42,7 +42,7 @@ def test_a_model_folder_brings_its_own_records(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "No folder"),
+        (None, "No model"),
         ({}, "neither a model"),
         ({"run.json": "{"}, "cannot be read"),
         ({"run.json": '{"recipe": "poet", "stages": {}}'}, "has no trained model yet"),

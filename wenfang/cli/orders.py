@@ -6,6 +6,7 @@ from pathlib import Path
 
 from wenfang.core.errors import InputError, nearest
 from wenfang.core.language import say
+from wenfang.core.openai import MAX_TEMPERATURE
 
 
 @dataclass
@@ -74,8 +75,11 @@ def _temperature(talk: Conversation, value: str) -> str:
         temperature = float(value)
     except ValueError:
         temperature = -1.0
-    if not 0 <= temperature <= 2:
-        raise InputError(say(zh=f"溫度 {value!r} 須在 0 到 2 之間。", en=f"`/temp` takes 0 to 2, not {value!r}."))
+    if not 0 <= temperature <= MAX_TEMPERATURE:
+        most = f"{MAX_TEMPERATURE:g}"
+        raise InputError(
+            say(zh=f"溫度 {value!r} 須在 0 到 {most} 之間。", en=f"`/temp` takes 0 to {most}, not {value!r}.")
+        )
     talk.temperature = temperature
     return say(zh=f"溫度：{temperature:g}", en=f"temperature: {temperature:g}")
 

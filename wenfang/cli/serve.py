@@ -88,7 +88,8 @@ def run(
     """Serve models behind an OpenAI-compatible API until Ctrl-C."""
     own = {
         "--draft": draft, "--lookup": lookup, "--look-ahead": look_ahead or None, "--quantize": quantize,
-        "--adapter": adapter, "--memory-gb": memory_gb, str(next(iter(more), "")): more or None,
+        "--adapter": None if engine == "vllm" else adapter, "--memory-gb": memory_gb,
+        str(next(iter(more), "")): more or None,
     }  # fmt: skip
     check_engine(engine, [name for name, value in own.items() if value is not None])
     from wenfang.serve import Metrics, ModelPool, Source, claim_port, create_app_for, load_keys, run_server, url_of
@@ -119,7 +120,6 @@ def run(
             run_server(app, listener, on_ready=lambda: report.notice(ready), drain_s=drain_s)
 
 
-@key.command
 def new(
     file: Annotated[Path, Parameter(help=_FILE)],
     /,
@@ -133,6 +133,16 @@ def new(
     from wenfang.serve import Allowance, new_key
 
     print(new_key(file, name, Allowance(requests_per_minute, concurrent, tokens_per_minute)))
+
+
+key.command(
+    new,
+    help=say(
+        zh="在檔案裡加一把金鑰並印出它，只此一次：檔案只留雜湊值。",
+        en="Add a key to a file and print it, this once: the file keeps only its hash.",
+    ),
+    help_epilogue=say(zh="例：", en="Example:") + "\n\n- `wenfang serve key new keys.json --name alice`",
+)
 
 
 def check_engine(engine: str, own: list[str]) -> None:

@@ -23,6 +23,20 @@ from wenfang.recipe.figures import duration
 from wenfang.recipe.stages import STAGES, Stage
 from wenfang.recipe.tables import summary_line
 
+_ZH = {
+    "data.prepare": "把詩選做成語料。",
+    "data.converse": "把詩的語料改寫成對話：每首詩一問一答。",
+    "data.index": "把語料切成段落，依模型讀出的向量建立索引。",
+    "tokenizer.train": "訓練位元組對詞元器，任何字串都能原樣還原。",
+    "train.pretrain": "在語料上訓練解碼器：從頭開始，或從既有的模型接續。",
+    "train.sft": "教模型回答：只有助理的詞元計入損失。",
+    "train.extend-context": "以 YaRN 教旋轉位置編碼的模型讀得更遠。",
+    "train.merge-adapter": "把 PEFT 轉接器併入模型，供不認得轉接器的引擎使用。",
+    "model.compare": "用同樣的資料、預算與種子訓練幾種架構，加以比較。",
+    "evaluate.verse": "評鑑詩人：留出詩人的每字位元數，以及它自己的詩合不合格律。",
+}
+"""What each stage does, in Chinese; in English it is the docstring of its config."""
+
 
 def __getattr__(name: str) -> App:
     """The commands of a room; showing them imports the configs of its stages and nothing else."""
@@ -40,7 +54,7 @@ def verb(stage: Stage) -> App:
     config_class = stage.config_class()
     app = App(
         name=stage.name.partition(".")[2],
-        help=config_class.__doc__,
+        help=say(zh=_ZH.get(stage.name, ""), en="") or config_class.__doc__,
         help_epilogue=_example(stage, config_class),
         group_parameters=options_group(),
     )

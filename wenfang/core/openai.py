@@ -11,6 +11,9 @@ from wenfang.core.language import say
 KEYS = ("WENFANG_API_KEY", "OPENAI_API_KEY")
 """Environment variables that may hold a server's key; the first one set is used."""
 
+MAX_TEMPERATURE = 2.0
+"""The highest that OpenAI's interface takes, and so the highest here, whoever asks."""
+
 
 def api_key() -> str | None:
     """The user's key, if there is one."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from wenfang.core.errors import InputError
 from wenfang.core.language import say
+from wenfang.core.openai import MAX_TEMPERATURE
 from wenfang.grammar import Grammar
 
 MAX_LOGPROBS = 20
@@ -14,7 +15,7 @@ MAX_LOGPROBS = 20
 _UNBOUNDED = 1 << 31
 
 _RANGES: dict[str, tuple[float, float]] = {
-    "temperature": (0.0, 100.0),
+    "temperature": (0.0, MAX_TEMPERATURE),
     "top_k": (0, _UNBOUNDED),
     "top_p": (0.0, 1.0),
     "min_p": (0.0, 1.0),

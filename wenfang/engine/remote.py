@@ -4,12 +4,13 @@ Text becomes token ids here, with the model's own tokenizer and chat template, a
 server behind makes of messages, roles or special tokens, it is asked for nothing but to continue token ids.
 """
 
+import functools
 import http.client
 import json
+import math
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,16 +18,14 @@ from urllib.parse import urlsplit
 from wenfang.core.errors import InputError, WenfangError
 from wenfang.core.language import say
 from wenfang.core.openai import error_message, read_events
-from wenfang.engine.completion import Delta
+from wenfang.engine.completion import Delta, TokenLogprob
+from wenfang.engine.dialects import HONOURED, OPENAI, not_honoured, read_logprobs, request_body
 from wenfang.engine.load import load_tokenizer
 from wenfang.engine.params import SamplingParams
 from wenfang.engine.scheduler import Occupancy
+from wenfang.grammar.judge import judge
 from wenfang.model import load_config
 
-OPENAI = frozenset(
-    {"temperature", "top_p", "presence_penalty", "frequency_penalty", "logit_bias", "stop", "seed", "max_tokens"}
-)
-"""Parameters that every such server honours. Some drop others in silence, so others are refused here."""
 SILENCE_S = 600.0
 """How long a server may say nothing."""
 
@@ -39,7 +38,6 @@ class RemoteEngine:
         folder: the model's folder or GGUF file; its tokenizer and shape are used, not its weights.
         model: what the model is called there; by default the first that the server lists.
         key: the server's key, if it asks for one.
-        honoured: parameters that the server is known to honour.
 
     Raises:
         InputError: nobody answers at the address, or not as such a server does, or it lists no such model.
@@ -53,7 +51,6 @@ class RemoteEngine:
         *,
         model: str | None = None,
         key: str | None = None,
-        honoured: frozenset[str] = OPENAI,
     ) -> None:
         config = load_config(folder)
         self.name = folder.resolve().name
@@ -63,10 +60,14 @@ class RemoteEngine:
         self._headers = {"Content-Type": "application/json"}
         if key is not None:
             self._headers["Authorization"] = f"Bearer {key}"
-        self._honoured = honoured
         self.active = set[RemoteStream]()
-        listed = self._listed(model)
+        listed, others = self._listed(model)
         self._model = listed["id"]
+        self.adapters = [one["id"] for one in others if one.get("parent") == self._model]
+        """Adapters on the model that the server lists, by their names there."""
+        self._honoured = HONOURED.get(listed.get("owned_by", ""), OPENAI)
+        specials = [self.tokenizer.tokens[id_] for id_ in self.tokenizer.special_ids]
+        self._judge = functools.lru_cache(64)(functools.partial(judge, specials=specials))
         limits = (listed.get("max_model_len"), listed.get("context_length"), (listed.get("meta") or {}).get("n_ctx"))
         self.context = min(config.context, *(limit for limit in limits if isinstance(limit, int)), config.context)
 
@@ -74,14 +75,12 @@ class RemoteEngine:
         """Generate and yield pieces as they come. Closing the stream hangs up, which cancels the request there.
 
         Raises:
-            InputError: the prompt leaves no room in the context, or the server is not known to honour a parameter.
+            InputError: the prompt leaves no room in the context, or the server is not known to honour a parameter, or
+                the grammar is refused, or there is no such adapter.
         """
-        for field in fields(params):
-            chosen = getattr(params, field.name) != getattr(SamplingParams(), field.name)
-            if chosen and field.name not in self._honoured:
-                raise _not_honoured(field.name)
-        if adapter is not None:
-            raise _not_honoured("adapter")
+        asked = request_body(params, self._honoured)
+        if adapter not in (None, *self.adapters):
+            raise not_honoured("adapter")
         room = self.context - len(prompt)
         if not prompt or room < 1:
             raise InputError(
@@ -90,24 +89,28 @@ class RemoteEngine:
                     en=f"The prompt has {len(prompt)} tokens; this model's context is {self.context}.",
                 )
             )
-        asked = {name: getattr(params, name) for name in self._honoured}
-        asked["max_tokens"] = min(params.max_tokens or room, room)
-        if params.top_k == 0:
-            asked.pop("top_k", None)
-        body = {name: value for name, value in asked.items() if value not in (None, (), {})}
-        body |= {"model": self._model, "prompt": list(prompt), "stream": True}
-        body["stream_options"] = {"include_usage": True}
-        return RemoteStream(self, json.dumps(body).encode())
+        if params.grammar is not None:
+            self._judge(params.grammar)
+        asked |= {"model": adapter or self._model, "prompt": list(prompt), "stream": True}
+        asked |= {"max_tokens": min(params.max_tokens or room, room), "stream_options": {"include_usage": True}}
+        return RemoteStream(self, json.dumps(asked).encode(), prompt, params)
 
     def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Not there: how such a server pools its states differs from ours.
+        """Vectors as the server makes them, of length 1. Another engine may pool its states in another way than ours.
 
         Raises:
-            InputError: always.
+            InputError: the server refuses, or makes none.
+            WenfangError: it does not answer.
         """
-        raise InputError(
-            say(zh="別處執行的模型不提供向量。", en="A model that runs elsewhere gives no embeddings here.")
-        )
+        body = {"model": self._model, "input": [list(prompt) for prompt in prompts]}
+        connection = self.connect()
+        try:
+            answer = json.load(self.ask(connection, "/embeddings", json.dumps(body).encode()))
+            return [_unit(one["embedding"]) for one in sorted(answer["data"], key=lambda one: one["index"])]
+        except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
+            raise self.gone(error) from None
+        finally:
+            connection.close()
 
     @property
     def occupancy(self) -> Occupancy:
@@ -146,7 +149,7 @@ class RemoteEngine:
         with suppress(ValueError):
             said = (error_message(json.loads(said)) or "").encode() or said
         reason = said.decode(errors="replace")[:500]
-        if answer.status == 400:
+        if answer.status in (400, 404, 422, 501):  # The last three where it has no such endpoint.
             raise InputError(reason)
         raise ConnectionError(f"{answer.status} {reason}")
 
@@ -155,12 +158,12 @@ class RemoteEngine:
         why = str(error).rstrip(".。")
         return WenfangError(say(zh=f"{self._url!r} 沒有回應：{why}。", en=f"{self._url!r} does not answer: {why}."))
 
-    def _listed(self, model: str | None) -> dict[str, Any]:
-        """What the server says of the model."""
+    def _listed(self, model: str | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """What the server says of the model, and of all."""
         connection = self.connect()
         try:
             models: list[dict[str, Any]] = json.load(self.ask(connection, "/models"))["data"]
-            return next(one for one in models if model in (None, one["id"]))
+            return next(one for one in models if model in (None, one["id"])), models
         except (ValueError, LookupError, TypeError, StopIteration):
             raise InputError(
                 say(
@@ -178,8 +181,10 @@ class RemoteEngine:
 class RemoteStream:
     """A completion as the server writes it. Belongs to the thread that iterates; any thread may close it."""
 
-    def __init__(self, engine: RemoteEngine, body: bytes) -> None:
-        self._engine, self._body = engine, body
+    def __init__(self, engine: RemoteEngine, body: bytes, prompt: Sequence[int], params: SamplingParams) -> None:
+        self._engine, self._body, self._params = engine, body, params
+        self._echoed_tokens = len(prompt) if params.prompt_logprobs else 0
+        self._echoed_text = len(engine.tokenizer.decode(prompt)) if params.prompt_logprobs else 0
         self._socket: socket.socket | None = None
         self._closed = False
         self._deltas = self._read()
@@ -216,28 +221,46 @@ class RemoteStream:
 
     def _pieces(self, connection: http.client.HTTPConnection) -> Iterator[Delta]:
         """The last one comes when the server has said how many tokens there were."""
-        pieces, tokens, cached, reason = 0, None, 0, None
+        written, said, tokens, cached, reason = 0, "", None, 0, None
         for event in read_events(self._engine.ask(connection, "/completions", self._body)):
             usage = event.get("usage") or {}
             tokens = usage.get("completion_tokens", tokens)
             cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or cached
             for choice in event.get("choices", ()):
                 reason = choice.get("finish_reason") or reason
-                if text := choice.get("text"):
-                    pieces += 1
-                    yield Delta(text, None, pieces)
+                text = self._without_echo(choice.get("text") or "")
+                of_prompt, logprobs = self._logprobs(choice)
+                written += len(logprobs) or bool(text)
+                said += text
+                if text or logprobs or of_prompt:
+                    yield Delta(text, None, written, logprobs, of_prompt)
         if self._closed:
             return
         if reason not in ("stop", "length"):
             raise self._engine.gone(ConnectionError(f"finish_reason {reason!r}"))
-        yield Delta("", reason, pieces if tokens is None else tokens, cached_tokens=cached)
+        if reason == "stop" and self._params.grammar is not None:
+            self._params.grammar.check(said)  # Whatever the server thinks of it.
+        yield Delta("", reason, written if tokens is None else tokens, cached_tokens=cached)
+
+    def _without_echo(self, text: str) -> str:
+        """What is new of a text that may begin with the prompt's."""
+        new = text[self._echoed_text :]
+        self._echoed_text -= len(text) - len(new)
+        return new
+
+    def _logprobs(self, choice: dict[str, Any]) -> tuple[tuple[TokenLogprob | None, ...], tuple[TokenLogprob, ...]]:
+        """Those of the prompt, and those of what was written."""
+        if self._params.logprobs is None or not choice.get("logprobs"):
+            return (), ()
+        try:
+            found = read_logprobs(choice["logprobs"], self._params.logprobs)
+        except (LookupError, TypeError) as error:
+            raise ValueError(f"logprobs: {error!r}") from None
+        of_prompt, new = found[: self._echoed_tokens], found[self._echoed_tokens :]
+        self._echoed_tokens -= len(of_prompt)
+        return tuple(of_prompt), tuple(one for one in new if one is not None)
 
 
-def _not_honoured(name: str) -> InputError:
-    return InputError(
-        say(
-            zh=f"不支援參數 {name!r}：書寫的伺服器未必理會它。請移除後再試。",
-            en=f"Unsupported parameter: the server that writes is not known to honour {name!r}. "
-            "Remove it and try again.",
-        )
-    )
+def _unit(vector: list[float]) -> list[float]:
+    length = math.hypot(*vector) or 1.0
+    return [value / length for value in vector]

@@ -11,17 +11,19 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from wenfang.core.errors import InputError, ModelError
 from wenfang.core.language import say
-from wenfang.engine.remote import OPENAI, RemoteEngine
+from wenfang.engine.remote import RemoteEngine
+from wenfang.model.peft import read_rank
 
-HONOURED = OPENAI | {"top_k", "min_p", "repetition_penalty"}
-"""Of our parameters, those that vLLM documents."""
 HOST = "127.0.0.1"
 PR_SET_PDEATHSIG = 1
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""The largest ranks that vLLM takes."""
 ENDING_S = 10
 """How long vLLM may take to end before it is killed."""
 
@@ -31,14 +33,15 @@ class VllmEngine(RemoteEngine):
 
     Args:
         folder: what to serve.
+        adapters: folders of adapters on it, by name.
 
     Raises:
         InputError: vLLM is not installed.
-        ModelError: vLLM ended before it was ready; what it says stands above.
+        ModelError: an adapter cannot be used, or vLLM ended before it was ready; what it says stands above.
         TokenizerError: the folder cannot be used.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, adapters: Mapping[str, Path] | None = None) -> None:
         program = shutil.which("vllm")
         if program is None:
             raise InputError(
@@ -52,6 +55,9 @@ class VllmEngine(RemoteEngine):
         command = [program, "serve", str(folder), "--host", HOST, "--port", str(port), "--served-model-name", name]
         # Otherwise the folder would change the defaults of what a request leaves out.
         command += ["--generation-config", "vllm"]
+        # Our grammars are llguidance's.
+        command += ["--structured-outputs-config.backend", "guidance"]
+        command += _lora_options(adapters or {})
         # Its own session: Ctrl-C must not end it before the answers in progress are written. Its log goes to ours.
         self._process = subprocess.Popen(
             command,
@@ -63,7 +69,7 @@ class VllmEngine(RemoteEngine):
         )
         try:
             self._wait(f"http://{HOST}:{port}/health")
-            super().__init__(f"http://{HOST}:{port}", folder, model=name, key=key, honoured=HONOURED)
+            super().__init__(f"http://{HOST}:{port}", folder, model=name, key=key)
         except BaseException:
             self.close()
             raise
@@ -91,6 +97,20 @@ class VllmEngine(RemoteEngine):
                 en=f"vLLM ended with {self._process.returncode} before it was ready; what it said stands above.",
             )
         )
+
+
+def _lora_options(adapters: Mapping[str, Path]) -> list[str]:
+    """vLLM's options for adapters, whose ranks it wants to know beforehand.
+
+    Raises:
+        ModelError: a folder holds no adapter.
+    """
+    if not adapters:
+        return []
+    rank = max(read_rank(folder) for folder in adapters.values())
+    largest = next((allowed for allowed in LORA_RANKS if allowed >= rank), rank)
+    modules = [f"{name}={folder}" for name, folder in adapters.items()]
+    return ["--enable-lora", "--max-lora-rank", str(largest), "--lora-modules", *modules]
 
 
 def _end_with_parent() -> None:

@@ -4,9 +4,11 @@ A grammar is judged in a process of its own, compiled for a tokenizer, and then 
 nothing of models or torch; may import `core` alone.
 """
 
+from wenfang.grammar.base import Grammar
 from wenfang.grammar.compiler import GrammarCompiler, Vocabulary
-from wenfang.grammar.kinds import Choice, Grammar, JsonObject, JsonSchema, Lark, Regex, ToolCalls
+from wenfang.grammar.kinds import JsonObject, JsonSchema, ToolCalls
 from wenfang.grammar.matcher import Matcher, fill_masks
+from wenfang.grammar.notation import Choice, Lark, Regex
 from wenfang.grammar.validation import BrokenPromise
 
 __all__ = [

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from wenfang.core.errors import InputError
 from wenfang.core.language import say
+from wenfang.grammar.base import Grammar
 from wenfang.grammar.judge import judge
-from wenfang.grammar.kinds import Grammar
 from wenfang.grammar.limits import STACK_BYTES, parser_limits
 from wenfang.grammar.matcher import Matcher
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import wenfang
 from wenfang.core.errors import InputError
 from wenfang.core.language import say
-from wenfang.grammar.kinds import Grammar
+from wenfang.grammar.base import Grammar
 from wenfang.grammar.limits import TRIAL_S
+from wenfang.grammar.validation import BrokenPromise
 
 AT_ONCE = 4
 """Trials that run side by side; one that takes long holds up none of the others."""
@@ -48,6 +49,24 @@ def judge(grammar: Grammar, specials: list[str]) -> None:
         )
     if (reason := json.loads(answer)["refused"]) is not None:
         raise InputError(reason)
+
+
+def verify(grammar: Grammar, text: str) -> bool:
+    """Have a finished text read again, by `grammar.reread`, whatever that does to the process that does it.
+
+    Raises:
+        BrokenPromise: reading it takes too much time or memory.
+    """
+    with _places:
+        answer = _ask(json.dumps({"kind": grammar.kind, "fields": dataclasses.asdict(grammar), "text": text}))
+    if not answer:
+        raise BrokenPromise(
+            say(
+                zh="生成的文字驗證不完：用完了時間或記憶體。請簡化文法。",
+                en="The text could not be validated: that ran out of time or memory. Simplify the grammar.",
+            )
+        )
+    return bool(json.loads(answer)["fulfilled"])
 
 
 def _ask(question: str) -> str:

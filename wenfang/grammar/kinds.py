@@ -4,59 +4,14 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from wenfang.core.errors import InputError
 from wenfang.core.language import say
+from wenfang.grammar.base import JSON_STYLE, Grammar, check_length, quoted
+from wenfang.grammar.notation import Choice, Lark, Regex
 from wenfang.grammar.schema import examine_schema
-from wenfang.grammar.validation import BrokenPromise, linear_match, parse_json, validate_json
-
-if TYPE_CHECKING:
-    from llguidance._lib import JsonCompileOptions
-
-MAX_BYTES = 1 << 19
-"""Longest grammar."""
-
-_DISPUTED = re.compile(r"\\[wWdDsSbB]")
-"""Classes that hold all scripts in Rust's expressions, ASCII alone in RE2's."""
-
-JSON_STYLE: "JsonCompileOptions" = {
-    # As `json.dumps` writes it, so that nothing but content is left to choose and no model pads without end.
-    "whitespace_flexible": False,
-    "item_separator": ", ",
-    "key_separator": ": ",
-    # With \u a known key could be written a second time in disguise; other characters stand for themselves.
-    "json_allowed_escapes": '"\\bfnrt',
-}
-
-
-@dataclass(frozen=True)
-class Grammar:
-    """Which texts are allowed. Immutable and hashable.
-
-    Raises:
-        InputError: longer than `MAX_BYTES`, or malformed.
-    """
-
-    kind: ClassVar[str]
-
-    def source(self) -> str:
-        """The grammar in the language of llguidance."""
-        raise NotImplementedError
-
-    def examine(self) -> None:
-        """Refuse what could not be guaranteed or not be validated. May take long: call it where that hurts nobody.
-
-        Raises:
-            InputError: with the place.
-        """
-
-    def check(self, text: str) -> None:
-        """Validate a finished text, independently of what made it.
-
-        Raises:
-            BrokenPromise: it does not fulfil the grammar.
-        """
+from wenfang.grammar.validation import BrokenPromise, parse_json, validate_json
 
 
 @dataclass(frozen=True)
@@ -68,7 +23,7 @@ class JsonSchema(Grammar):
     """The schema as JSON text."""
 
     def __post_init__(self) -> None:
-        _check_length(self.schema)
+        check_length(self.schema)
 
     @classmethod
     def of(cls, schema: object) -> Self:
@@ -132,100 +87,6 @@ class JsonObject(Grammar):
 
 
 @dataclass(frozen=True)
-class Regex(Grammar):
-    """Text that a regular expression matches as a whole. Rust's syntax; neither look-around nor back-references."""
-
-    kind: ClassVar[str] = "regex"
-    pattern: str
-
-    def __post_init__(self) -> None:
-        _check_length(self.pattern)
-
-    def source(self) -> str:
-        """The grammar in the language of llguidance."""
-        from llguidance import LLMatcher
-
-        return str(LLMatcher.grammar_from_regex(self.pattern))
-
-    def check(self, text: str) -> None:
-        """Match it with RE2, where RE2 reads the expression and means the same by it.
-
-        Raises:
-            BrokenPromise: it does not match as a whole.
-        """
-        if _DISPUTED.search(self.pattern):
-            return
-        try:
-            matches = linear_match(rf"\A(?:{self.pattern})\z", text)
-        except ValueError:  # Such as repetitions above 1,000.
-            return
-        if not matches:
-            raise BrokenPromise(
-                say(
-                    zh=f"生成的文字不符合正規表示式：{text[:80]!r}。",
-                    en=f"The text does not match the expression: {text[:80]!r}.",
-                )
-            )
-
-
-@dataclass(frozen=True)
-class Lark(Grammar):
-    """Text that a context-free grammar in Lark's notation derives from `start`."""
-
-    kind: ClassVar[str] = "lark"
-    grammar: str
-
-    def __post_init__(self) -> None:
-        _check_length(self.grammar)
-        if "x-guidance" in self.grammar:
-            raise InputError(
-                say(
-                    zh="`x-guidance` 會關閉對綱要的檢查，請移除。",
-                    en="`x-guidance` would switch off the checks on schemas; remove it from the grammar.",
-                )
-            )
-
-    def source(self) -> str:
-        """The grammar in the language of llguidance."""
-        from llguidance import LLMatcher
-
-        return str(LLMatcher.grammar_from_lark(self.grammar))
-
-
-@dataclass(frozen=True)
-class Choice(Grammar):
-    """One of several texts."""
-
-    kind: ClassVar[str] = "choice"
-    options: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "options", tuple(self.options))
-        if not self.options:
-            raise InputError(say(zh="`choice` 是空的，至少要有一個選項。", en="`choice` is empty; give an option."))
-        _check_length("".join(self.options))
-
-    def source(self) -> str:
-        """The grammar in the language of llguidance."""
-        from llguidance import LLMatcher
-
-        return str(LLMatcher.grammar_from_lark("start: " + " | ".join(quoted(option) for option in self.options)))
-
-    def check(self, text: str) -> None:
-        """Look it up.
-
-        Raises:
-            BrokenPromise: it is none of the options.
-        """
-        if text not in self.options:
-            raise BrokenPromise(
-                say(
-                    zh=f"生成的文字不是選項之一：{text[:80]!r}。", en=f"The text is none of the options: {text[:80]!r}."
-                )
-            )
-
-
-@dataclass(frozen=True)
 class ToolCalls(Grammar):
     """Calls of functions as a model's chat template writes them: a mark, a JSON object with name and arguments, a mark.
 
@@ -240,30 +101,52 @@ class ToolCalls(Grammar):
     arguments_key: str = "arguments"
     several: bool = False
     """Whether more than one call may be made."""
+    free: bool = False
+    """Whether text may come before the calls, or instead of them. It needs an opening mark to tell them apart."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "functions", tuple((name, schema) for name, schema in self.functions))
         if not self.functions:
             raise InputError(say(zh="沒有可呼叫的工具。", en="There is no tool to call."))
-        _check_length("".join(name + schema for name, schema in self.functions))
+        check_length("".join(name + schema for name, schema in self.functions))
+        if self.free and not self.opening:
+            raise InputError(
+                say(
+                    zh="這個模型的工具呼叫沒有開頭的記號，無法與文字區分；只能強制呼叫。",
+                    en="This model puts no mark before its calls to tell them from text; they can only be forced.",
+                )
+            )
 
     def source(self) -> str:
         """The grammar in the language of llguidance."""
         from llguidance import LLMatcher
 
+        return str(LLMatcher.grammar_from_lark(self.lark()))
+
+    def lark(self) -> str:
+        """The grammar in Lark's notation, as `Lark` takes it."""
         opening = f"{quoted(self.opening)} GAP" if self.opening else ""
         closing = f"GAP {quoted(self.closing)}" if self.closing else ""
         calls = [
             f"{quoted(self._head(name))} %json {self._styled(schema)} {quoted('}')}" for name, schema in self.functions
         ]
+        more = "(GAP call)*" if self.several else ""
         rules = [
-            "start: call (GAP call)*" if self.several else "start: call",
-            f"call: {opening} function {closing}",
+            f"start: text_and_mark GAP called {more} | TEXT |" if self.free else f"start: call {more}",
+            f"call: {opening} called",
+            f"called: function {closing}",
             f"function: {' | '.join(f'f{i}' for i in range(len(calls)))}",
             *(f"f{i}: {call}" for i, call in enumerate(calls)),
             r"GAP: /\n?/",
         ]
-        return str(LLMatcher.grammar_from_lark("\n".join(rules)))
+        if self.free:
+            mark = re.escape(self.opening).replace("/", r"\/").replace("\\\n", r"\n")
+            rules += [
+                "text_and_mark[lazy]: TEXT_AND_MARK",
+                rf"TEXT_AND_MARK: /(?s:.*){mark}/",
+                rf"TEXT: /(?s:.+)/ & ~/(?s:.*){mark}(?s:.*)/",
+            ]
+        return "\n".join(rules)
 
     def examine(self) -> None:
         """Refuse arguments that could not be guaranteed.
@@ -281,6 +164,9 @@ class ToolCalls(Grammar):
             BrokenPromise: a call cannot be read or its arguments do not fulfil their schema.
         """
         schemas, decoder, rest = dict(self.functions), json.JSONDecoder(), text
+        if self.free:
+            _, mark, rest = text.partition(self.opening)
+            rest = mark + rest
         while rest:
             try:
                 call, end = decoder.raw_decode(rest.removeprefix(self.opening).lstrip("\n"))
@@ -307,11 +193,6 @@ KINDS: Mapping[str, type[Grammar]] = {
 }
 
 
-def quoted(text: str) -> str:
-    """A text as Lark writes a literal."""
-    return json.dumps(text, ensure_ascii=False)
-
-
 def _object_schema(schema: str) -> dict[str, Any]:
     value = parse_json(schema)
     if not isinstance(value, dict):
@@ -322,14 +203,3 @@ def _object_schema(schema: str) -> dict[str, Any]:
             )
         )
     return {"type": "object", **value}
-
-
-def _check_length(text: str) -> None:
-    size = len(text.encode(errors="surrogatepass"))
-    if size > MAX_BYTES:
-        raise InputError(
-            say(
-                zh=f"文法有 {size:,} 個位元組，最多 {MAX_BYTES:,} 個。請縮短。",
-                en=f"The grammar has {size:,} bytes; at most {MAX_BYTES:,} are accepted. Shorten it.",
-            )
-        )

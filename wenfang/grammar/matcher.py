@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from wenfang.core.errors import InputError, WenfangError
 from wenfang.core.language import say
-from wenfang.grammar.kinds import Grammar
+from wenfang.grammar.base import Grammar
 
 if TYPE_CHECKING:
     from llguidance import LLExecutor, LLMatcher

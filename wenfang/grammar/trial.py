@@ -1,7 +1,8 @@
-"""Judges grammars in a process of its own, which may take too long, eat its memory or crash without harm.
+"""Judges grammars, and texts by them, in a process of its own: it may take too long, eat memory or crash without harm.
 
-The process reads a line of JSON for each grammar, `{"kind", "fields", "specials"}`, and answers with one,
-`{"refused": message or null}`. Run as `python -m wenfang.grammar.trial`.
+The process reads a line of JSON for each grammar, `{"kind", "fields", "specials"}`, and answers with one, `{"refused":
+message or null}`; for a text, `{"kind", "fields", "text"}`, it answers `{"fulfilled": true or false}`. Run as
+`python -m wenfang.grammar.trial`.
 """
 
 import contextlib
@@ -14,8 +15,9 @@ from typing import Any
 
 from wenfang.core.errors import InputError
 from wenfang.core.language import say
-from wenfang.grammar.kinds import KINDS, Grammar, JsonSchema
-from wenfang.grammar.limits import STACK_BYTES, TRIAL_CPU_S, TRIAL_MEMORY_BYTES, parser_limits
+from wenfang.grammar.base import Grammar
+from wenfang.grammar.kinds import KINDS, JsonSchema
+from wenfang.grammar.limits import STACK_BYTES, TRIAL_CPU_S, TRIAL_MEMORY_BYTES, VERDICT_CPU_S, parser_limits
 from wenfang.grammar.schema import refused, subschemas
 
 STEPS = 64
@@ -105,20 +107,22 @@ def _confine() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _start_clock() -> None:
+def _start_clock(seconds: int) -> None:
     """Let the system end this process after so much more processor time."""
     with contextlib.suppress(ImportError):
         import resource
 
         used = resource.getrusage(resource.RUSAGE_SELF)
-        limit = int(used.ru_utime + used.ru_stime) + 1 + TRIAL_CPU_S
+        limit = int(used.ru_utime + used.ru_stime) + 1 + seconds
         resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
 
 
-def _answer(line: str) -> dict[str, Any]:
-    asked = json.loads(line)
+def _answer(asked: dict[str, Any]) -> dict[str, Any]:
+    grammar = KINDS[asked["kind"]](**asked["fields"])
+    if "text" in asked:
+        return {"fulfilled": grammar.reread(asked["text"])}
     try:
-        examine(KINDS[asked["kind"]](**asked["fields"]), asked["specials"])
+        examine(grammar, asked["specials"])
     except InputError as error:
         return {"refused": str(error)}
     return {"refused": None}
@@ -126,8 +130,9 @@ def _answer(line: str) -> dict[str, Any]:
 
 def _serve() -> None:
     for line in sys.stdin:
-        _start_clock()
-        print(json.dumps(_answer(line)), flush=True)
+        asked = json.loads(line)
+        _start_clock(VERDICT_CPU_S if "text" in asked else TRIAL_CPU_S)
+        print(json.dumps(_answer(asked)), flush=True)
 
 
 if __name__ == "__main__":

@@ -72,6 +72,16 @@ def read_adapter(config: DecoderConfig, projections: Mapping[str, nn.Module], fo
     }
 
 
+def read_rank(folder: Path) -> int:
+    """The largest rank of a PEFT folder's projections.
+
+    Raises:
+        ModelError: the folder lacks a file, is damaged or holds another kind of adapter.
+    """
+    _, tensors = _read(folder)
+    return max((len(tensor) for name, tensor in tensors.items() if name.endswith("lora_A.weight")), default=0)
+
+
 def peft_names(config: DecoderConfig, names: Iterable[str]) -> dict[str, str | None]:
     """Hugging Face's name of each projection; None where it is no tensor of its own in the model's family."""
     links = family_for(config).links(config)

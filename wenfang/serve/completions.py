@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, model_validator
 
 from wenfang.serve.errors import unsupported
+from wenfang.serve.forms import StructuredOutputs
 from wenfang.serve.logprobs import TextLogprobs
 from wenfang.serve.models import Served
 from wenfang.serve.respond import Event, ServerSentEvents, Usage
@@ -39,6 +40,10 @@ class CompletionRequest(Sampling):
     echo: bool = False
     """Begin the answer with the prompt."""
     logprobs: int | None = Field(None, ge=0, le=20)
+    return_tokens_as_token_ids: bool = False
+    """vLLM's: tokens of `logprobs` are called `token_id:5`, as a text may belong to several or be half a character."""
+    structured_outputs: StructuredOutputs | None = None
+    """vLLM's: what each text must be."""
     max_tokens: int = Field(16, ge=1, le=MAX_TOKENS)
     n: int = Field(1, ge=1, le=MAX_CHOICES)
     best_of: int | None = None
@@ -63,6 +68,8 @@ class CompletionRequest(Sampling):
             raise unsupported("best_of")
         if self.stream_options is not None and not self.stream:
             raise unsupported("stream_options")
+        if self.return_tokens_as_token_ids and self.logprobs is None:
+            raise unsupported("return_tokens_as_token_ids")
         if self.suffix is not None and (self.echo or not isinstance(self.prompt, str)):
             raise unsupported("suffix")
 
@@ -82,11 +89,19 @@ class TextAnswer(ServerSentEvents):
         starts: what each choice continues.
         echo: whether the prompts' tokens are shown with their log-probabilities.
         logprobs: whether they were asked for.
+        ids: whether their tokens are named by id.
         include_usage: whether a stream ends with the usage.
     """
 
     def __init__(
-        self, served: Served, starts: list[Start], prompt_tokens: int, *, logprobs: bool, include_usage: bool
+        self,
+        served: Served,
+        starts: list[Start],
+        prompt_tokens: int,
+        *,
+        logprobs: bool,
+        ids: bool,
+        include_usage: bool,
     ) -> None:
         self._head = {
             "id": f"cmpl-{uuid.uuid4().hex}",
@@ -98,7 +113,7 @@ class TextAnswer(ServerSentEvents):
         self._texts = [start.echoed for start in starts]
         self._reasons: list[str | None] = [None for _ in starts]
         self._tokens = [0 for _ in starts]
-        self._readers = [TextLogprobs(served) for _ in starts] if logprobs else None
+        self._readers = [TextLogprobs(served, ids=ids) for _ in starts] if logprobs else None
         self._logprobs: list[dict[str, list[Any]]] = [{} for _ in starts]
         self._include_usage = include_usage
         self.usage = Usage(prompt_tokens)

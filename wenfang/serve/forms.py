@@ -1,6 +1,7 @@
-"""What form a chat request demands of the answer: `response_format` and forced tool calls as grammars."""
+"""What form a request demands of the answer: a response format and forced tool calls as grammars."""
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, JsonValue
@@ -34,8 +35,11 @@ class ResponseFormat(Strict):
     lark: str | None = None
     choice: list[str] | None = None
 
-    def grammar(self) -> "Grammar | None":
+    def grammar(self, param: str) -> "Grammar | None":
         """The same for the engine.
+
+        Args:
+            param: where the request holds it.
 
         Raises:
             ApiError: the part that the type names is missing, or there is another one.
@@ -45,7 +49,7 @@ class ResponseFormat(Strict):
         given = {name for name in ("json_schema", "regex", "lark", "choice") if getattr(self, name) is not None}
         if given != ({self.type} - {"text", "json_object"}):
             raise _wrong(
-                "response_format",
+                param,
                 zh=f"type 是 {self.type!r}，給的卻是 {sorted(given)}",
                 en=f"its type is {self.type!r}, but it holds {sorted(given)}",
             )
@@ -59,8 +63,43 @@ class ResponseFormat(Strict):
             if self.choice is not None:
                 return Choice(tuple(self.choice))
         except InputError as error:
-            raise ApiError(str(error), param="response_format", code="invalid_value") from None
+            raise ApiError(str(error), param=param, code="invalid_value") from None
         return JsonObject() if self.type == "json_object" else None
+
+
+class StructuredOutputs(Strict):
+    """What a text completion must be, in vLLM's words: one of these."""
+
+    json_: bool | dict[str, JsonValue] | None = Field(None, alias="json")
+    """A JSON Schema."""
+    json_object: Literal[True] | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    """A Lark grammar."""
+
+    def shown(self) -> ResponseFormat:
+        """As a chat completion's `response_format`.
+
+        Raises:
+            ApiError: it holds nothing, or several.
+        """
+        given = self.model_dump(exclude_none=True, by_alias=True)
+        if len(given) != 1:
+            raise _wrong(
+                "structured_outputs",
+                zh=f"要恰好一項，而不是 {sorted(given)}",
+                en=f"it must hold exactly one demand, not {sorted(given)}",
+            )
+        if self.json_ is not None:
+            return ResponseFormat(type="json_schema", json_schema=NamedSchema(name="text", schema=self.json_))
+        if self.grammar is not None:
+            return ResponseFormat(type="lark", lark=self.grammar)
+        if self.regex is not None:
+            return ResponseFormat(type="regex", regex=self.regex)
+        if self.choice is not None:
+            return ResponseFormat(type="choice", choice=self.choice)
+        return ResponseFormat(type="json_object")
 
 
 class ChosenFunction(Strict):
@@ -75,13 +114,57 @@ class ChosenTool(Strict):
     type: Literal["function"]
     function: ChosenFunction
 
+    @property
+    def called(self) -> str:
+        """The function's name."""
+        return self.function.name
 
-def call_grammar(
-    tools: list[dict[str, Any]], chosen: ChosenTool | None, form: ToolFormat, *, several: bool
-) -> "Grammar":
-    """Calls of the tools, or one of the chosen one, in the model's own words.
+
+class FlatChosenTool(Strict):
+    """A tool that must be called, as the Responses interface writes it."""
+
+    type: Literal["function"]
+    name: str
+
+    @property
+    def called(self) -> str:
+        """The function's name."""
+        return self.name
+
+
+ToolChoice = str | ChosenTool | FlatChosenTool
+"""`none`, `auto`, `required` or a tool."""
+
+
+def forces_call(choice: ToolChoice) -> bool:
+    """Whether the answer must be a tool call."""
+    return choice not in ("none", "auto")
+
+
+def check_demands(choice: ToolChoice, *, tools: bool, form: bool, param: str) -> None:
+    """Refuse a forced call without a tool, or beside another form.
 
     Args:
+        tools: whether there are any.
+        form: whether the answer must have a form.
+        param: where the request holds that form.
+
+    Raises:
+        ApiError: by the parameter that is too much.
+    """
+    if forces_call(choice) and form:
+        raise _wrong(param, zh="不能與強制的工具呼叫一起使用", en="it excludes a forced tool call")
+    if forces_call(choice) and not tools:
+        raise _wrong("tool_choice", zh="沒有 'tools' 可呼叫", en="there are no 'tools' to call")
+
+
+def call_grammar(
+    tools: list[dict[str, Any]], strict: Sequence[bool], choice: ToolChoice, form: ToolFormat | None, *, several: bool
+) -> "Grammar | None":
+    """Calls of the tools, or one of the chosen one, in the model's own words; None where nothing holds them to a form.
+
+    Args:
+        strict: of each tool, whether its calls are held to its schema even where none is forced.
         several: whether more than one tool may be called.
 
     Raises:
@@ -89,14 +172,20 @@ def call_grammar(
     """
     from wenfang.grammar import ToolCalls
 
-    functions = [tool["function"] for tool in tools]
-    if chosen is not None:
-        functions = [function for function in functions if function["name"] == chosen.function.name]
+    forced = forces_call(choice)
+    if form is None or not (forced or any(strict)):
+        return None
+    held = [forced or one for one in strict]
+    functions = [{"parameters": {}, **tool["function"]} for tool in tools]
+    functions = [one if hold else {**one, "parameters": {}} for one, hold in zip(functions, held, strict=True)]
+    if not isinstance(choice, str):
+        functions = [function for function in functions if function["name"] == choice.called]
+        several = False
     if not functions:
         raise _wrong("tool_choice", zh="'tools' 裡沒有這個工具", en="there is no such tool in 'tools'")
     schemas = tuple((f["name"], json.dumps(f["parameters"], ensure_ascii=False)) for f in functions)
     try:
-        return ToolCalls(schemas, form.opening, form.closing, form.arguments_key, several=several and chosen is None)
+        return ToolCalls(schemas, form.opening, form.closing, form.arguments_key, several=several, free=not forced)
     except InputError as error:
         raise ApiError(str(error), param="tools", code="invalid_value") from None
 

@@ -27,29 +27,31 @@ class TextLogprobs:
     """The `logprobs` of a text completion, gathered token by token.
 
     Args:
-        offset: characters before the first token.
+        ids: name tokens by their ids.
     """
 
-    def __init__(self, served: Served, *, offset: int = 0) -> None:
+    def __init__(self, served: Served, *, ids: bool = False) -> None:
         self._served = served
-        self._offset = offset
+        self._ids = ids
+        self._offset = 0
 
     def take(self, logprobs: Sequence["TokenLogprob | None"], tokens: Sequence[int]) -> dict[str, Any]:
         """The object for the next tokens; a token without log-probability is the first of a prompt."""
-        names = [token_text(self._served, token) for token in tokens]
         offsets = []
-        for name in names:
+        for token in tokens:
             offsets.append(self._offset)
-            self._offset += len(name)
+            self._offset += len(token_text(self._served, token))
         return {
-            "tokens": names,
+            "tokens": [self._name(token) for token in tokens],
             "token_logprobs": [None if item is None else max(item.logprob, LEAST) for item in logprobs],
             "top_logprobs": [
-                None if item is None else {token_text(self._served, t): max(v, LEAST) for t, v in item.top}
-                for item in logprobs
+                None if item is None else {self._name(t): max(v, LEAST) for t, v in item.top} for item in logprobs
             ],
             "text_offset": offsets,
         }
+
+    def _name(self, token: int) -> str:
+        return f"token_id:{token}" if self._ids else token_text(self._served, token)
 
 
 def token_text(served: Served, token: int) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, JsonValue
 
+from wenfang.core.openai import MAX_TEMPERATURE
 from wenfang.serve.chat_answer import Turn
 from wenfang.serve.models import Served
 from wenfang.serve.respond import Event, Usage, compact
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 class Options(Strict):
     """Ollama's names for the sampling parameters that the engine has too."""
 
-    temperature: float = Field(1.0, ge=0, le=2)
+    temperature: float = Field(1.0, ge=0, le=MAX_TEMPERATURE)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int | None = Field(None, ge=1, lt=2**31)
     min_p: float = Field(0.0, ge=0, le=1)

@@ -127,4 +127,6 @@ def _or_null(about: dict[str, Any]) -> list[dict[str, Any]]:
 def _bare(about: dict[str, Any], *, keep: bool = False) -> dict[str, Any]:
     """The constraints of a property without its words, or with `keep` the words alone."""
     words = ("title", "description", "default")
+    if "patternProperties" in about:  # pydantic's way to say what every key is like.
+        about = {**about, "additionalProperties": False}
     return {name: value for name, value in about.items() if (name in words) == keep}

@@ -31,7 +31,7 @@ class Source:
         adapters: folders of adapters on it, by what clients call them.
         speculation: who guesses ahead, if anybody.
         quantize: what its weights are rounded to, if to anything.
-        engine: `wenfang`, `vllm`, or the address of a server that writes; the others take no adapters.
+        engine: `wenfang`, `vllm`, or the address of a server that writes, whose adapters are on offer with the model.
     """
 
     name: str
@@ -89,12 +89,7 @@ class ModelPool:
         for source in sources:
             for name in (source.name, *source.adapters):
                 if name in self._home:
-                    raise InputError(
-                        say(
-                            zh=f"兩個模型都叫 {name!r}。請把其中一個的資料夾或轉接器改名。",
-                            en=f"Two models are called {name!r}. Rename the folder, or the adapter, of one of them.",
-                        )
-                    )
+                    raise _clash(name)
                 self._home[name] = source
             if memory_bytes is not None and source.memory_bytes > memory_bytes:
                 raise InputError(
@@ -115,7 +110,8 @@ class ModelPool:
         source = self._source(name)
         loaded = self._loaded.get(source.name)
         context = None if loaded is None else loaded.served[name].engine.context
-        return {**describe(name, self._created, context), "loaded": loaded is not None}
+        parent = None if name == source.name else source.name
+        return {**describe(name, self._created, context), "parent": parent, "loaded": loaded is not None}
 
     @asynccontextmanager
     async def use(self, name: str) -> AsyncIterator[Served]:
@@ -137,14 +133,18 @@ class ModelPool:
         """Open a model and its adapters, whatever the budget.
 
         Raises:
-            InputError, ModelError: a file cannot be used.
+            InputError, ModelError: a file cannot be used, or an adapter that a server lists has the model's name.
         """
         source = self._source(name)
-        engine = _open(source)
+        engine, adapters = _open(source)
+        if source.name in adapters:  # A server's adapters show only now.
+            engine.close()
+            raise _clash(source.name)
         engine.name = source.name
         dispatcher = Dispatcher(engine, meter=self._meter)
         served = {source.name: Served(dispatcher)}
-        served |= {adapter: Served(dispatcher, adapter=adapter) for adapter in source.adapters}
+        served |= {adapter: Served(dispatcher, adapter=adapter) for adapter in adapters}
+        self._home |= dict.fromkeys(adapters, source)
         self._loaded[source.name] = _Loaded(source, served)
         return self._loaded[source.name]
 
@@ -203,16 +203,30 @@ class ModelPool:
         dispatcher.engine.close()
 
 
-def _open(source: Source) -> "TextEngine":
+def _clash(name: str) -> InputError:
+    return InputError(
+        say(
+            zh=f"兩個模型都叫 {name!r}。請把其中一個的資料夾或轉接器改名。",
+            en=f"Two models are called {name!r}. Rename the folder, or the adapter, of one of them.",
+        )
+    )
+
+
+def _open(source: Source) -> "tuple[TextEngine, list[str]]":
+    """The engine, and the names of its adapters."""
     from wenfang.engine import Engine, RemoteEngine, VllmEngine
 
-    if source.engine == "vllm":
-        return VllmEngine(source.path)
     if source.engine != "wenfang":
-        return RemoteEngine(source.engine, source.path, key=api_key())
+        vllm = source.engine == "vllm"
+        remote = (
+            VllmEngine(source.path, source.adapters)
+            if vllm
+            else RemoteEngine(source.engine, source.path, key=api_key())
+        )
+        return remote, remote.adapters
     engine = Engine.load(
         source.path, max_batch=MAX_GENERATIONS, speculation=source.speculation, quantize=source.quantize
     )
     for adapter, folder in source.adapters.items():
         engine.load_adapter(adapter, folder)
-    return engine
+    return engine, list(source.adapters)

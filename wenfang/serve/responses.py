@@ -1,20 +1,30 @@
 """OpenAI's Responses interface without memory: what a request may say."""
 
 import json
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
 from wenfang.serve.errors import ApiError
+from wenfang.serve.forms import (
+    FlatChosenTool,
+    NamedSchema,
+    ResponseFormat,
+    call_grammar,
+    check_demands,
+)
 from wenfang.serve.sampling import MAX_TOKENS, Sampling, Strict
 from wenfang.serve.schema import MAX_MESSAGES, MAX_TOOLS, drop_idle
+from wenfang.serve.toolcalls import ToolFormat
+
+if TYPE_CHECKING:
+    from wenfang.grammar import Grammar
 
 IDLE: dict[str, tuple[object, ...]] = {
     "background": (False,),
     "include": ([],),
     "service_tier": ("auto", "default"),
     "store": (False,),
-    "text": ({"format": {"type": "text"}}, {}),
 }
 
 
@@ -70,12 +80,38 @@ class FlatTool(Strict):
     name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
     description: str = ""
     parameters: dict[str, JsonValue] = Field({})
-    strict: Literal[False] = False
+    strict: bool = False
+    """Arguments are held to the schema; where a call is forced they are in any case."""
 
     def shown(self) -> dict[str, Any]:
         """As chat templates expect it."""
         function = {"name": self.name, "description": self.description, "parameters": self.parameters}
         return {"type": "function", "function": function}
+
+
+class SchemaFormat(NamedSchema):
+    """JSON that a schema accepts."""
+
+    type: Literal["json_schema"]
+
+
+class PlainFormat(Strict):
+    """Any text, or any JSON object."""
+
+    type: Literal["text", "json_object"]
+
+
+class TextOptions(Strict):
+    """What the text must be."""
+
+    format: Annotated[SchemaFormat | PlainFormat, Field(discriminator="type")] = PlainFormat(type="text")
+
+    def shown(self) -> ResponseFormat:
+        """As a chat completion's `response_format`."""
+        if isinstance(self.format, PlainFormat):
+            return ResponseFormat(type=self.format.type)
+        schema = NamedSchema.model_validate(self.format.model_dump(by_alias=True, exclude={"type"}))
+        return ResponseFormat(type="json_schema", json_schema=schema)
 
 
 Item = InputMessage | FunctionCall | FunctionOutput
@@ -90,9 +126,11 @@ class ResponsesRequest(Sampling):
     max_output_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
     stream: bool = False
     tools: list[FlatTool] = Field([], max_length=MAX_TOOLS)
-    tool_choice: Literal["none", "auto"] = "auto"
+    tool_choice: Literal["none", "auto", "required"] | FlatChosenTool = "auto"
+    """`required`, or a tool by its name: the output is a call, held to the tool's schema."""
     parallel_tool_calls: bool = True
     """If false, the response ends with its first call."""
+    text: TextOptions = TextOptions()
     truncation: Literal["auto", "disabled"] = "disabled"
     """`auto` leaves out the oldest turns of a conversation that is too long."""
     metadata: dict[str, str] = Field({}, max_length=16)
@@ -102,6 +140,27 @@ class ResponsesRequest(Sampling):
     @classmethod
     def _drop_idle(cls, data: Any) -> Any:
         return drop_idle(data, IDLE)
+
+    def check(self) -> None:
+        """Refuse what only shows when the parts are seen together.
+
+        Raises:
+            ApiError: parameters that contradict each other.
+        """
+        formed = self.text.format.type != "text"
+        check_demands(self.tool_choice, tools=bool(self.tools), form=formed, param="text.format")
+
+    def grammar(self, form: ToolFormat | None) -> "Grammar | None":
+        """What the output must be.
+
+        Raises:
+            ApiError: the demand is malformed.
+        """
+        strict = [tool.strict for tool in self.tools]
+        several = self.parallel_tool_calls
+        return self.text.shown().grammar("text.format") or call_grammar(
+            self.shown_tools(), strict, self.tool_choice, form, several=several
+        )
 
     def shown_tools(self) -> list[dict[str, Any]]:
         """The tools that the model may call, as chat templates expect them."""

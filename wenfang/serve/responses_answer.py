@@ -21,7 +21,15 @@ class ResponsesAnswer:
     media_type = "text/event-stream"
     last_line = ""
 
-    def __init__(self, served: Served, asked: ResponsesRequest, prompt_tokens: int, tools: ToolFormat | None) -> None:
+    def __init__(
+        self,
+        served: Served,
+        asked: ResponsesRequest,
+        prompt_tokens: int,
+        tools: ToolFormat | None,
+        *,
+        parallel_calls: bool,
+    ) -> None:
         self._head = {
             "id": f"resp_{uuid.uuid4().hex}",
             "object": "response",
@@ -34,13 +42,13 @@ class ResponsesAnswer:
             "previous_response_id": None,
             "store": False,
             "temperature": asked.temperature,
-            "text": {"format": {"type": "text"}},
-            "tool_choice": asked.tool_choice,
+            "text": asked.text.model_dump(by_alias=True),
+            "tool_choice": asked.model_dump()["tool_choice"],
             "tools": [tool.model_dump() for tool in asked.tools],
             "top_p": asked.top_p,
             "truncation": asked.truncation,
         }
-        self._turn = Turn(tools, several=asked.parallel_tool_calls)
+        self._turn = Turn(tools, several=parallel_calls)
         self._output: list[dict[str, Any]] = []
         self._number = -1
         self._cached_tokens = 0

@@ -6,6 +6,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from wenfang.core.errors import InputError
 from wenfang.core.language import say
+from wenfang.core.openai import MAX_TEMPERATURE
 from wenfang.serve.errors import ApiError
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ Stops = Annotated[
 class Sampling(Strict):
     """How tokens are chosen. Defaults draw from the model's own distribution."""
 
-    temperature: float = Field(1.0, ge=0, le=2)
+    temperature: float = Field(1.0, ge=0, le=MAX_TEMPERATURE)
     """Divides the logits; 0 takes the likeliest token."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Only the likeliest tokens with this total probability."""

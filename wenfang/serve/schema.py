@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
 from wenfang.core.language import say
 from wenfang.serve.errors import ApiError, unsupported
-from wenfang.serve.forms import ChosenTool, ResponseFormat, call_grammar
+from wenfang.serve.forms import ChosenTool, ResponseFormat, call_grammar, check_demands
 from wenfang.serve.sampling import MAX_CHOICES, MAX_TOKENS, Sampling, Strict, without_nulls
 from wenfang.serve.toolcalls import ToolFormat
 
@@ -50,7 +50,8 @@ class Function(Strict):
     description: str = ""
     parameters: dict[str, JsonValue] = Field({})
     """JSON Schema of its arguments."""
-    strict: Literal[False] = False
+    strict: bool = False
+    """Arguments are held to the schema; where a call is forced they are in any case."""
 
 
 class Tool(Strict):
@@ -163,16 +164,9 @@ class ChatRequest(Sampling):
             raise _wrong("stream_options", zh="只能與 'stream': true 一起使用", en="it needs 'stream': true")
         if self.top_logprobs is not None and not self.logprobs:
             raise _wrong("top_logprobs", zh="只能與 'logprobs': true 一起使用", en="it needs 'logprobs': true")
-        if self.forces_call and self.response_format is not None:
-            raise _wrong("response_format", zh="不能與強制的工具呼叫一起使用", en="it excludes a forced tool call")
-        if self.forces_call and not self.tools:
-            raise _wrong("tool_choice", zh="沒有 'tools' 可呼叫", en="there are no 'tools' to call")
+        formed = self.response_format is not None
+        check_demands(self.tool_choice, tools=bool(self.tools), form=formed, param="response_format")
         check_messages(self.messages)
-
-    @property
-    def forces_call(self) -> bool:
-        """Whether the answer must be a tool call."""
-        return self.tool_choice not in ("none", "auto")
 
     def grammar(self, form: ToolFormat | None) -> "Grammar | None":
         """What the answer must be.
@@ -180,10 +174,10 @@ class ChatRequest(Sampling):
         Raises:
             ApiError: the demand is malformed.
         """
-        if self.forces_call and form is not None:
-            chosen = self.tool_choice if isinstance(self.tool_choice, ChosenTool) else None
-            return call_grammar(self.shown_tools(), chosen, form, several=self.parallel_tool_calls)
-        return None if self.response_format is None else self.response_format.grammar()
+        demanded = None if self.response_format is None else self.response_format.grammar("response_format")
+        strict = [tool.function.strict for tool in self.tools]
+        several = self.parallel_tool_calls
+        return demanded or call_grammar(self.shown_tools(), strict, self.tool_choice, form, several=several)
 
     @property
     def limit(self) -> int | None:

@@ -22,7 +22,7 @@ def read_object(body: bytes) -> dict[str, Any]:
     """
     _check_depth(body)
     try:
-        value = json.loads(body.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
+        value = json.loads(body.decode(), object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_number)
     except UnicodeDecodeError:
         raise _invalid(say(zh="不是 UTF-8", en="it is not UTF-8")) from None
     except (ValueError, RecursionError) as error:  # ValueError also for an integer of thousands of digits.
@@ -52,6 +52,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise _invalid(say(zh=f"鍵 {twice!r} 出現兩次", en=f"the key {twice!r} appears twice"))
     return result
+
+
+def _number(text: str) -> float:
+    """2.0 is an integer, as JSON Schema has it."""
+    value = float(text)
+    return int(value) if value.is_integer() else value
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from nicegui import ui
 from nicegui.events import ValueChangeEventArguments
 
+from wenfang.core.openai import MAX_TEMPERATURE
 from wenfang.studio.controls import text_button
 from wenfang.studio.session import Wishes
 from wenfang.studio.words import Words
@@ -74,7 +75,7 @@ class Desk:
         with ui.element("section").props(f'aria-label="{words("sampling")}"'):
             with ui.element("h2"):
                 ui.label(words("sampling"))
-            self._slider("temperature", 0.0, 2.0)
+            self._slider("temperature", 0.0, MAX_TEMPERATURE)
             self._slider("top_p", 0.05, 1.0)
             with ui.element("div").classes("switch-row"):
                 switch = ui.switch(words("remember"), value=wishes.remember).props("dense")

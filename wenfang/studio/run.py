@@ -79,8 +79,12 @@ def find_model(path: Path) -> Found:
     elif path.is_file():
         return Found(path, path.stem, path)
     elif not path.is_dir():
+        file = path.suffix == ".gguf"
         raise InputError(
-            say(zh=f"找不到資料夾 {str(path)!r}。請檢查路徑。", en=f"No folder {str(path)!r}. Check the path.")
+            say(
+                zh=f"找不到{'檔案' if file else '模型'} {str(path)!r}。請檢查路徑。",
+                en=f"No {'file' if file else 'model'} {str(path)!r}. Check the path.",
+            )
         )
     elif not any(path.glob("*/*.partial")):
         raise InputError(

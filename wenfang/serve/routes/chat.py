@@ -26,7 +26,8 @@ async def chat_completions(desk: Desk, request: Request, asked: ChatRequest) -> 
         tools = asked.shown_tools()
         form = await asyncio.to_thread(tools_of, served, tools)
         prompt = await asyncio.to_thread(chat_prompt, served, asked.conversation(), tools)
-        jobs = chat_jobs(served, asked, prompt, asked.grammar(form))
+        grammar = asked.grammar(form)
+        jobs = chat_jobs(served, asked, prompt, grammar)
         desk.metrics.read(served.name, len(prompt))
         generation = held.enter_context(served.start(jobs))
         answer = ChatAnswer(
@@ -35,7 +36,7 @@ async def chat_completions(desk: Desk, request: Request, asked: ChatRequest) -> 
             asked.n,
             tools=form,
             # A grammar sees to it by itself, and its text is validated once it has ended.
-            parallel_calls=asked.parallel_tool_calls or asked.forces_call,
+            parallel_calls=asked.parallel_tool_calls or grammar is not None,
             logprobs=asked.logprobs,
             include_usage=asked.stream_options is not None and asked.stream_options.include_usage,
         )

@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
 from fastapi import Request, Response
 
@@ -13,6 +14,9 @@ from wenfang.serve.errors import ApiError
 from wenfang.serve.models import Served
 from wenfang.serve.prompts import check_ids, room_after
 from wenfang.serve.respond import respond
+
+if TYPE_CHECKING:
+    from wenfang.grammar import Grammar
 
 FILL_IN_THE_MIDDLE = (
     ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),  # Qwen2.5-Coder
@@ -29,7 +33,9 @@ async def completions(desk: Desk, request: Request, asked: CompletionRequest) ->
     async with AsyncExitStack() as held:
         served = await held.enter_async_context(desk.models.use(asked.model))
         starts = await asyncio.to_thread(_starts, served, asked)
-        jobs = [job for start in starts for job in _jobs(served, asked, start)]
+        form = asked.structured_outputs
+        grammar = None if form is None else form.shown().grammar("structured_outputs")
+        jobs = [job for start in starts for job in _jobs(served, asked, start, grammar)]
         prompt_tokens = sum(len(start.ids) for start in starts)
         desk.metrics.read(served.name, prompt_tokens)
         generation = held.enter_context(served.start(jobs))
@@ -38,6 +44,7 @@ async def completions(desk: Desk, request: Request, asked: CompletionRequest) ->
             [start for start in starts for _ in range(asked.n)],
             prompt_tokens,
             logprobs=asked.logprobs is not None,
+            ids=asked.return_tokens_as_token_ids,
             include_usage=asked.stream_options is not None and asked.stream_options.include_usage,
         )
         return await respond(request, answer, generation, held, desk.limits, stream=asked.stream)
@@ -80,7 +87,7 @@ def read_prompt(served: Served, prompt: str | list[int], *, param: str) -> list[
     return prompt
 
 
-def _jobs(served: Served, asked: CompletionRequest, start: Start) -> list[Job]:
+def _jobs(served: Served, asked: CompletionRequest, start: Start, grammar: "Grammar | None") -> list[Job]:
     room = room_after(served, start.ids, param="prompt")
     return [
         (
@@ -91,6 +98,7 @@ def _jobs(served: Served, asked: CompletionRequest, start: Start) -> list[Job]:
                 choice=choice,
                 logprobs=asked.logprobs,
                 prompt_logprobs=asked.echo and asked.logprobs is not None,
+                grammar=grammar,
             ),
         )
         for choice in range(asked.n)

@@ -3,16 +3,21 @@
 import asyncio
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
 from wenfang.serve.desk import Desk, Route
+from wenfang.serve.dispatch import Job
+from wenfang.serve.forms import call_grammar
 from wenfang.serve.models import Served
 from wenfang.serve.ollama import OllamaAnswer, OllamaChatRequest, OllamaGenerateRequest, Options
 from wenfang.serve.prompts import chat_prompt, room_after, tools_of
 from wenfang.serve.respond import respond
+
+if TYPE_CHECKING:
+    from wenfang.grammar import Grammar
 
 LINES = ("application/x-ndjson", "application/json")
 
@@ -26,7 +31,9 @@ async def chat(desk: Desk, request: Request, asked: OllamaChatRequest) -> Respon
         messages = [message.shown(i) for i, message in enumerate(asked.messages)]
         prompt = await asyncio.to_thread(chat_prompt, served, messages, tools)
         answer = OllamaAnswer(served, len(prompt), chat=True, tools=form)
-        return await _respond(desk, request, held, served, answer, prompt, asked.options, asked.stream, "messages")
+        grammar = call_grammar(tools, [tool.function.strict for tool in asked.tools], "auto", form, several=True)
+        job = _job(served, prompt, asked.options, "messages", grammar)
+        return await _respond(desk, request, held, served, answer, job, stream=asked.stream)
 
 
 async def generate(desk: Desk, request: Request, asked: OllamaGenerateRequest) -> Response:
@@ -35,7 +42,8 @@ async def generate(desk: Desk, request: Request, asked: OllamaGenerateRequest) -
         served = await held.enter_async_context(desk.models.use(asked.model))
         prompt = await asyncio.to_thread(_generate_prompt, served, asked)
         answer = OllamaAnswer(served, len(prompt), chat=False)
-        return await _respond(desk, request, held, served, answer, prompt, asked.options, asked.stream, "prompt")
+        job = _job(served, prompt, asked.options, "prompt")
+        return await _respond(desk, request, held, served, answer, job, stream=asked.stream)
 
 
 def _generate_prompt(served: Served, asked: OllamaGenerateRequest) -> list[int]:
@@ -45,22 +53,25 @@ def _generate_prompt(served: Served, asked: OllamaGenerateRequest) -> list[int]:
     return chat_prompt(served, [*system, {"role": "user", "content": asked.prompt}], [], param="prompt")
 
 
+def _job(served: Served, prompt: list[int], options: Options, param: str, grammar: "Grammar | None" = None) -> Job:
+    room = room_after(served, prompt, param=param)
+    limit = room if options.num_predict is None else min(room, options.num_predict)
+    size = served.engine.vocab_size
+    return prompt, options.sampling().params(vocab_size=size, max_tokens=limit, grammar=grammar)
+
+
 async def _respond(
     desk: Desk,
     request: Request,
     held: AsyncExitStack,
     served: Served,
     answer: OllamaAnswer,
-    prompt: list[int],
-    options: Options,
+    job: Job,
+    *,
     stream: bool,
-    param: str,
 ) -> Response:
-    room = room_after(served, prompt, param=param)
-    limit = room if options.num_predict is None else min(room, options.num_predict)
-    params = options.sampling().params(vocab_size=served.engine.vocab_size, max_tokens=limit)
-    desk.metrics.read(served.name, len(prompt))
-    generation = held.enter_context(served.start([(prompt, params)]))
+    desk.metrics.read(served.name, len(job[0]))
+    generation = held.enter_context(served.start([job]))
     return await respond(request, answer, generation, held, desk.limits, stream=stream)
 
 

@@ -16,6 +16,7 @@ from wenfang.serve.responses_answer import ResponsesAnswer
 
 async def responses(desk: Desk, request: Request, asked: ResponsesRequest) -> Response:
     """Answer an input."""
+    asked.check()
     async with AsyncExitStack() as held:
         served = await held.enter_async_context(desk.models.use(asked.model))
         tools = asked.shown_tools()
@@ -23,10 +24,13 @@ async def responses(desk: Desk, request: Request, asked: ResponsesRequest) -> Re
         prompt = await asyncio.to_thread(_prompt, served, asked, tools)
         room = room_after(served, prompt, param="input")
         limit = room if asked.max_output_tokens is None else min(room, asked.max_output_tokens)
-        params = asked.params(vocab_size=served.engine.vocab_size, max_tokens=limit)
+        grammar = asked.grammar(form)
+        params = asked.params(vocab_size=served.engine.vocab_size, max_tokens=limit, grammar=grammar)
         desk.metrics.read(served.name, len(prompt))
         generation = held.enter_context(served.start([(prompt, params)]))
-        answer = ResponsesAnswer(served, asked, len(prompt), form)
+        # A grammar sees to the number of calls by itself, and its text is validated once it has ended.
+        several = asked.parallel_tool_calls or grammar is not None
+        answer = ResponsesAnswer(served, asked, len(prompt), form, parallel_calls=several)
         return await respond(request, answer, generation, held, desk.limits, stream=asked.stream)
 
 
