@@ -29,6 +29,30 @@ POEMS = {
     "萬里悲秋常作客，百年多病獨登臺。\n艱難苦恨繁霜鬢，潦倒新停濁酒杯。",
 }
 
+LONGEST = (
+    "model/test_depth.py",
+    "train/test_training_plan.py",
+    "train/test_parallel.py",
+    "e2e/test_whole_recipe.py",
+    "model/test_ideas.py",
+    "e2e/test_bad_input.py",
+    "train/test_loop.py",
+    "train/test_continue.py",
+    "serve/test_server.py",
+    "train/test_compare.py",
+    "model/test_model_plan.py",
+    "cli/test_serve_engines.py",
+)
+"""Files that take a minute or half of one, longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: begun at the end, one of them would leave all workers but its own with nothing to do.
+    (By itself xdist begins with files of many tests, which here are the quick ones; see `--no-loadscope-reorder`.)"""
+    place = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
+    assert all(path.is_file() for path in place)
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
 
 @pytest.fixture(autouse=True)
 def _english(monkeypatch: pytest.MonkeyPatch) -> None:

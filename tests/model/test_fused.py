@@ -56,6 +56,12 @@ class _Rounded(Memory):
         return super().attend(layer, q_BHTK, k_BGTK.bfloat16().float(), v_BGTV.bfloat16().float(), spec)
 
 
+@pytest.fixture(autouse=True)
+def _few_angles_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that their tables grow within short texts."""
+    monkeypatch.setattr("wenfang.model.fused.TURNED_TOGETHER", 16)
+
+
 def _fused(model: Decoder) -> FusedDecoder:
     assert can_fuse(model)
     cache = PagedCache(model, model.config.attention_layers, 12, 1)

@@ -7,8 +7,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from gguf import GGUFWriter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -19,6 +21,7 @@ from wenfang.core.errors import ModelError
 from wenfang.model import Decoder, DecoderConfig, load_model, save_model
 from wenfang.model.families import family_for
 from wenfang.model.folder import stored_tensors
+from wenfang.model.gguf import GGUFFile
 from wenfang.model.weights import INDEX, SafetensorsFolder, read_header, read_tensor
 
 
@@ -79,6 +82,33 @@ def test_weights_stay_mapped_where_the_format_allows(tmp_path: Path) -> None:
     )
     out = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
     assert int(out.stdout) < 20e6
+
+
+def test_a_tensor_that_nobody_holds_is_out_of_memory(tmp_path: Path) -> None:
+    """Weights that are rounded one by one must not stay mapped: they would count as often as all of them."""
+    save_file({name: torch.ones(5_000_000) for name in "abc"}, tmp_path / "model.safetensors")
+    writer = GGUFWriter(tmp_path / "model.gguf", "llama")
+    for name in "abc":
+        writer.add_tensor(name, np.ones(5_000_000, np.float32))
+    for write_part in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        write_part()
+    writer.close()
+    for source in (SafetensorsFolder(tmp_path), GGUFFile(tmp_path / "model.gguf")):
+        before = _mapped_bytes()
+        held = source.read("a")
+        assert float(held.sum(dtype=torch.float64)) == 5e6
+        assert 19e6 < _mapped_bytes() - before < 21e6
+        for name in "bc":
+            held = source.read(name)
+            assert float(held.sum(dtype=torch.float64)) == 5e6
+        assert _mapped_bytes() - before < 21e6
+        del held
+
+
+def _mapped_bytes() -> int:
+    """Of files, in this process's memory."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssFile:")) * 1024
 
 
 def test_writing_to_a_loaded_model_leaves_its_file_alone(sharded: Path) -> None:

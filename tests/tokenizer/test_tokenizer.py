@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
 from wenfang.core.errors import InputError, TokenizerError
@@ -52,6 +54,30 @@ def test_chat_equals_transformers(tokenizer: Tokenizer, tokenizer_folder: Path) 
     for add in (False, True):
         expected = theirs.apply_chat_template(CONVERSATION, add_generation_prompt=add)["input_ids"]
         assert tokenizer.chat(CONVERSATION, add_generation_prompt=add) == expected
+
+
+@pytest.mark.parametrize("kind", ["BPE", "WordPiece", "Unigram"])
+def test_the_tokenizer_that_knows_special_tokens_is_the_same_but_for_that(kind: str) -> None:
+    model = {
+        "BPE": models.BPE({"a": 0, "b": 1, "ab": 2, "</s>": 3}, [("a", "b")]),
+        "WordPiece": models.WordPiece({"a": 0, "b": 1, "ab": 2, "</s>": 3}, unk_token="a"),
+        "Unigram": models.Unigram([("a", -1.0), ("b", -2.0), ("ab", -2.5), ("</s>", -9.0)], unk_id=0),
+    }[kind]
+    rust = tokenizers.Tokenizer(model)
+    rust.normalizer = normalizers.NFKC()
+    rust.pre_tokenizer = pre_tokenizers.Whitespace() if kind == "WordPiece" else None
+    rust.post_processor = processors.TemplateProcessing("</s> $A", special_tokens=[("</s>", 3)])
+    rust.decoder = decoders.Fuse() if kind == "BPE" else None
+    rust.add_tokens(["</s>", tokenizers.AddedToken("ba", lstrip=True, single_word=True)])
+    rust.add_special_tokens([tokenizers.AddedToken("</s>", rstrip=True), "<x>"])
+    whole = json.loads(rust.to_str())
+    tokenizer = Tokenizer(rust, {"eos_token": "</s>"})
+    assert json.loads(tokenizer._framing.to_str()) == whole
+    assert [id_ for id_, _ in tokenizer._encode_template("ab</s> ba<x>")] == rust.from_str(json.dumps(whole)).encode(
+        "ab</s> ba<x>", add_special_tokens=False
+    ).ids
+    assert tokenizer.special_ids == [3, 5]
+    assert 5 not in tokenizer.encode("ab</s> ba<x>")
 
 
 def test_text_cannot_forge_a_turn(tokenizer: Tokenizer) -> None:

@@ -1,12 +1,25 @@
-"""Writing tensors to disk, where a refusal of the operating system is told as one."""
+"""Tensors on disk: mapped piece by piece, and written so that what the operating system refuses is told as that."""
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+
+
+def map_bytes(path: Path, begin: int, end: int) -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
+    """Some bytes of a file: read when they are looked at, out of memory once nobody holds them; writing to them
+    changes no file.
+
+    Raises:
+        OSError, ValueError: the file is not there, or has no such bytes.
+    """
+    if begin == end:
+        return np.empty(0, np.uint8)
+    return np.memmap(path, np.uint8, "c", begin, (end - begin,)).view(np.ndarray)
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:

@@ -27,7 +27,7 @@ from wenfang.engine.speculation import LookAhead, Speculation, check_speculation
 from wenfang.engine.stream import Stream
 from wenfang.engine.text import TextStream, continuation
 from wenfang.grammar import GrammarCompiler
-from wenfang.model import Decoder, load_model
+from wenfang.model import Decoder, load_config, load_model
 from wenfang.model.quantized import Quantization, load_quantized
 from wenfang.native.threads import release_threads
 from wenfang.tokenizer import Tokenizer
@@ -95,9 +95,11 @@ class Engine:
         Raises:
             InputError, ModelError, TokenizerError: the folder or a file in it cannot be used.
         """
+        # A tokenizer takes several times its memory while it is read, so that comes before the weights.
+        tokenizer = load_tokenizer(folder, model_vocab_size=load_config(folder).vocab_size)
+        return_freed_memory()
         model = load_model(folder) if quantize is None else load_quantized(folder, quantize)
-        tokenizer = load_tokenizer(folder, model_vocab_size=model.config.vocab_size)
-        return_freed_memory()  # Reading both takes more than either.
+        return_freed_memory()
         return cls(model, tokenizer, name=folder.resolve().name, max_batch=max_batch, speculation=speculation)
 
     def stream(self, prompt: Sequence[int], params: SamplingParams, *, adapter: str | None = None) -> Stream:

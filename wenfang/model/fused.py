@@ -20,6 +20,9 @@ from wenfang.model.quantized import QuantizedLinear
 from wenfang.native.decoder import LANES, Call, Layer, Shape, step
 from wenfang.native.quantized import Weight, describe
 
+TURNED_TOGETHER = 1024
+"""Positions whose angles are computed before any has them."""
+
 
 def can_fuse(model: Decoder) -> bool:
     """Whether compiled code knows every part of this decoder: attention with rotary positions or none, RMSNorm, gated
@@ -52,7 +55,8 @@ class FusedDecoder:
         config = model.config
         self._model = model
         self._kept: list[Tensor] = [*keys_PGK.values(), *values_PGK.values()]
-        self._tables = {rope: self._table(rope, context) for rope in config.ropes}
+        self._context, self._turned = context, 0
+        self._tables = {rope: self._table(rope) for rope in config.ropes if rope}
         layers = [
             self._layer(block, layer, keys_PGK[layer], values_PGK[layer])
             for layer, block in enumerate(model.layers)
@@ -76,6 +80,7 @@ class FusedDecoder:
             positions: of each row.
             tables: of each row, the cache blocks of its sequence; neighbours of one sequence have the same object.
         """
+        self._turn(max(positions) + 1)
         x_ND = self._model.embed(torch.tensor(ids), torch.bfloat16).float().contiguous()
         blocks: list[int] = []
         starts: list[int] = []
@@ -99,13 +104,14 @@ class FusedDecoder:
         attention = (mixer.q_proj, mixer.k_proj, mixer.v_proj, mixer.o_proj)
         norms = (block.mixer_norm, block.mixer_post_norm, block.mlp_norm, block.mlp_post_norm)
         heads = (mixer.q_norm, mixer.k_norm) if config.qk_norm else (None, None)
-        cos, sin, width = self._tables[config.rope(layer)]
+        rope = config.rope(layer)
+        cos, sin = (table.data_ptr() for table in self._tables[rope]) if rope else (None, None)
         return Layer(
             *(self._weight(part) for part in (*attention, mlp.gate_proj, mlp.up_proj, mlp.down_proj)),
             *(self._norm(norm) for norm in (*norms, *heads)),
             None if mixer.sinks is None else self._numbers(mixer.sinks),
             *(cos, sin, keys_PGK.data_ptr(), values_PGK.data_ptr()),
-            *(width, config.window(layer) or 0),
+            *(config.rope_width(rope) if rope else 0, config.window(layer) or 0),
         )
 
     def _weight(self, projection: nn.Module | None) -> Weight:
@@ -122,15 +128,22 @@ class FusedDecoder:
             return None
         return self._numbers(1 + norm.weight.float() if norm.offset else norm.weight)
 
-    def _table(self, rope: RopeConfig | None, context: int) -> tuple[int | None, int | None, int]:
-        """Cosines and sines [S, F], and the rotated width."""
-        if rope is None:
-            return None, None, 0
-        width = self._model.config.rope_width(rope)
-        cos, sin = (
-            self._numbers(table[0, 0]) for table in rotation(rope, width, torch.arange(context)[None], torch.float32)
-        )
-        return cos, sin, width
+    def _table(self, rope: RopeConfig) -> tuple[Tensor, Tensor]:
+        """Room for cosines and sines [S, F], which takes memory where it is written."""
+        shape = self._context, self._model.config.rope_width(rope) // 2
+        return torch.empty(shape), torch.empty(shape)
+
+    def _turn(self, end: int) -> None:
+        """Fill the tables for positions up to `end`: few texts are as long as the context, for which those of a small
+        model take 67 MB. Always by the same steps, as no result may depend on who came before."""
+        while self._turned < end:
+            new = slice(self._turned, min(self._context, self._turned + TURNED_TOGETHER))
+            for rope, tables in self._tables.items():
+                positions_1S = torch.arange(new.start, new.stop)[None]
+                found = rotation(rope, self._model.config.rope_width(rope), positions_1S, torch.float32)
+                for table_SF, values_11SF in zip(tables, found, strict=True):
+                    table_SF[new] = values_11SF[0, 0]
+            self._turned = new.stop
 
     def _numbers(self, values: Tensor) -> int:
         """Where fp32 copies of some numbers stay."""

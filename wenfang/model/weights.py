@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from wenfang.core.errors import ModelError
 from wenfang.core.language import say
-from wenfang.core.tensors import write_tensors
+from wenfang.core.tensors import map_bytes, write_tensors
 from wenfang.model.families.tensor_map import TensorMap
 
 WEIGHTS = "model.safetensors"
@@ -29,8 +28,8 @@ CHECKED_TOGETHER = 1 << 16
 """Numbers. Of 16-bit ones the sum makes a copy in fp32; large copies between small objects would split up the heap."""
 LARGEST_HEADER = 32 << 20
 """Bytes; the header of a model with 100,000 tensors has about 12 million."""
-DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-"""Number formats that are weights as they stand, with the bytes of one number."""
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""Number formats that are weights as they stand."""
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
@@ -66,7 +65,7 @@ class SafetensorsFolder:
         self.formats: Counter[str] = Counter()
         """How many tensors are stored in each number format."""
         self._files: dict[str, Path] = {}
-        self._open: dict[Path, safe_open] = {}
+        self._entries: dict[str, Entry] = {}
         for path, claimed in [(_inside(folder, shard), claimed) for shard, claimed in claims.items()]:
             found = read_header(path)
             _check_shard(path, set(found), claimed)
@@ -75,6 +74,7 @@ class SafetensorsFolder:
                     twice = say(zh=f"也在 {self._files[name].name!r}", en=f"is in {self._files[name].name!r} as well")
                     raise _bad_tensor(path, name, twice)
                 self._files[name] = path
+            self._entries |= found
             self.shapes |= {name: entry.shape for name, entry in found.items()}
             self.formats.update(entry.dtype for entry in found.values())
 
@@ -88,15 +88,13 @@ class SafetensorsFolder:
         return self._files.get(name, self._main)
 
     def read(self, name: str) -> Tensor:
-        """One tensor over the mapped file: pages are read when used, and writing to it changes no file."""
-        path = self._files[name]
+        """One tensor over its mapped part of the file, which is out of memory once nobody holds it."""
+        path, entry = self._files[name], self._entries[name]
         try:
-            if path not in self._open:
-                self._open[path] = safe_open(path, framework="pt")
-            tensor: Tensor = self._open[path].get_tensor(name)
-        except (SafetensorError, OSError) as error:
+            raw = map_bytes(path, entry.begin, entry.end)
+        except (ValueError, OSError) as error:
             raise damaged(path, str(error)) from None
-        return tensor
+        return torch.from_numpy(raw).view(DTYPES[entry.dtype]).view(entry.shape)
 
 
 def read_header(path: Path) -> dict[str, "Entry"]:
@@ -122,17 +120,17 @@ def read_header(path: Path) -> dict[str, "Entry"]:
     if not isinstance(header, dict):
         raise damaged(path, say(zh="標頭不是 JSON 物件", en="its header is not a JSON object"))
     header.pop("__metadata__", None)
-    entries = [_entry(path, name, entry) for name, entry in header.items()]
-    end = 0
+    first = end = 8 + length
+    entries = [_entry(path, name, entry, first) for name, entry in header.items()]
     for entry in sorted(entries, key=lambda entry: (entry.begin, entry.end)):
         if entry.begin != end:
             problem = say(zh="與鄰居重疊或有空隙", en="overlaps its neighbour or leaves a gap")
             raise _bad_tensor(path, entry.name, problem)
         end = entry.end
-    if end != rest - length:
+    if end != rest + 8:
         missing = say(
-            zh=f"張量共 {end:,} 位元組，檔內有 {rest - length:,}",
-            en=f"its tensors take {end:,} bytes, it holds {rest - length:,}",
+            zh=f"張量共 {end - first:,} 位元組，檔內有 {rest - length:,}",
+            en=f"its tensors take {end - first:,} bytes, it holds {rest - length:,}",
         )
         raise damaged(path, missing)
     return {entry.name: entry for entry in entries}
@@ -231,7 +229,7 @@ def _shards(sizes: Mapping[str, int], largest: int) -> Iterator[list[str]]:
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of a file: its place counts from the end of the header, in bytes."""
+    """One tensor of a file, and its place there in bytes."""
 
     name: str
     dtype: str
@@ -240,8 +238,8 @@ class Entry:
     end: int
 
 
-def _entry(path: Path, name: str, entry: Any) -> Entry:
-    """One tensor of a header, its own numbers checked."""
+def _entry(path: Path, name: str, entry: Any, first: int) -> Entry:
+    """One tensor of a header, its own numbers checked; they count from where the first tensor begins."""
     match entry:
         case {"dtype": str() as dtype, "shape": [*shape], "data_offsets": [int() as begin, int() as end]} if all(
             isinstance(n, int) and n >= 0 for n in shape
@@ -252,13 +250,13 @@ def _entry(path: Path, name: str, entry: Any) -> Entry:
                     zh=f"存成 {dtype[:20]!r}；只能讀 {known}", en=f"is stored as {dtype[:20]!r}; known are {known}"
                 )
                 raise _bad_tensor(path, name, problem)
-            if not 0 <= begin <= end or math.prod(shape) * DTYPES[dtype] != end - begin:
+            if not 0 <= begin <= end or math.prod(shape) * DTYPES[dtype].itemsize != end - begin:
                 problem = say(
                     zh=f"的形狀 {_short(shape)} 與所占的位元組不符",
                     en=f"has the shape {_short(shape)}, which does not fit the bytes it takes",
                 )
                 raise _bad_tensor(path, name, problem)
-            return Entry(name, dtype, tuple(shape), begin, end)
+            return Entry(name, dtype, tuple(shape), first + begin, first + end)
         case _:
             raise _bad_tensor(path, name, say(zh="的標頭不完整", en="has no usable header entry"))
 

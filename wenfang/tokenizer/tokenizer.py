@@ -47,8 +47,7 @@ class Tokenizer:
     def __init__(self, rust: tokenizers.Tokenizer, config: Mapping[str, object]) -> None:
         self._rust = rust
         self._rust.encode_special_tokens = True
-        self._framing = tokenizers.Tokenizer.from_str(rust.to_str())  # Here a special token in the text is one.
-        self._framing.encode_special_tokens = False
+        self._framing = _sharing(rust)  # Here a special token in the text is one.
         named = {name: _content(config.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
         try:
             self._template = ChatTemplate(str(config.get("chat_template") or NO_TEMPLATE), named)
@@ -89,7 +88,7 @@ class Tokenizer:
         try:
             config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
             config["chat_template"] = read_chat_template(folder, config)
-            rust = tokenizers.Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
+            rust = tokenizers.Tokenizer.from_buffer((folder / "tokenizer.json").read_bytes())
             return cls(rust, config)
         except FileNotFoundError as error:
             raise TokenizerError(
@@ -231,6 +230,15 @@ class Tokenizer:
             shift += [*range(done, match.start()), *([match.start()] * len(name))]
             done = match.end()
         return plain + piece[done:], [*shift, *range(done, len(piece) + 1)]
+
+
+def _sharing(rust: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """Another tokenizer over the same vocabulary and merges, of which a large model has 100 MB in memory."""
+    other = tokenizers.Tokenizer(rust.model)
+    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        setattr(other, part, getattr(rust, part))
+    other.add_tokens([token for _, token in sorted(rust.get_added_tokens_decoder().items())])
+    return other
 
 
 def _content(token: object) -> object:

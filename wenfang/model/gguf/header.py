@@ -18,6 +18,7 @@ from torch import Tensor
 
 from wenfang.core.errors import InputError, ModelError
 from wenfang.core.language import say
+from wenfang.core.tensors import map_bytes
 
 Scalar = str | int | float | bool
 Value = Scalar | list[str] | list[int] | list[float] | list[bool]
@@ -31,7 +32,9 @@ MOST_ELEMENTS = 1 << 23
 MOST_DIMENSIONS = 4
 AT_ONCE = 1 << 22
 """Numbers that are dequantised together: that takes several times their memory."""
-READABLE = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
+PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""Number formats that stay mapped."""
+READABLE = (*PLAIN, "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
 SCALARS = {
     GGUFValueType.UINT8: "B",
     GGUFValueType.INT8: "b",
@@ -59,7 +62,7 @@ class Stored:
 
 
 class GGUFFile:
-    """A checked GGUF file: its metadata in memory, its tensors mapped.
+    """A checked GGUF file: its metadata in memory, each tensor mapped while it is used.
 
     Raises:
         ModelError: the file is no GGUF, cut off, or claims what cannot be; names the key or tensor.
@@ -67,8 +70,8 @@ class GGUFFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._bytes = _mapped(path)
-        cursor = _Cursor(path, memoryview(self._bytes.data)[:LARGEST_HEADER])
+        content = _mapped(path)
+        cursor = _Cursor(path, memoryview(content.data)[:LARGEST_HEADER])
         tensor_count, key_count = _counts(cursor)
         self.metadata = _metadata(cursor, key_count)
         alignment = self.metadata.get("general.alignment", 32)
@@ -77,7 +80,7 @@ class GGUFFile:
             raise broken(path, f"general.alignment={alignment!r}, {why}")
         infos = [_tensor_info(cursor, alignment) for _ in range(tensor_count)]
         start = -(-cursor.at // alignment) * alignment
-        self.tensors = _placed(path, infos, start, len(self._bytes))
+        self.tensors = _placed(path, infos, start, len(content))
 
     def value(self, key: str) -> Value:
         """A metadata value.
@@ -114,25 +117,22 @@ class GGUFFile:
         """One tensor: as stored where it is F32, F16 or BF16 (mapped, not copied), else dequantised to `dtype`.
 
         Raises:
-            ModelError: it is quantised in a way that cannot be read.
+            ModelError: it is quantised in a way that cannot be read, or the file is gone or shorter by now.
         """
         stored = self.tensors[name]
-        raw = self._bytes[stored.begin : stored.end]
+        block, block_bytes = GGML_QUANT_SIZES[stored.kind]
         match stored.kind.name:
-            case "F32":
-                return torch.from_numpy(raw.view(np.float32)).view(stored.shape)
-            case "F16":
-                return torch.from_numpy(raw.view(np.float16)).view(stored.shape)
-            case "BF16":
-                return torch.from_numpy(raw.view(np.int16)).view(torch.bfloat16).view(stored.shape)
+            case kind if kind in PLAIN:
+                return torch.from_numpy(self._mapped(stored.begin, stored.end)).view(PLAIN[kind]).view(stored.shape)
             case kind if kind in READABLE:
                 values = torch.empty(stored.shape, dtype=dtype)
-                rows, width = math.prod(stored.shape[:-1]), stored.shape[-1]
-                blocks = raw.reshape(rows, -1)
-                together = max(1, AT_ONCE // max(1, width))
-                for first in range(0, rows if width else 0, together):
-                    some = slice(first, first + together)
-                    values.view(rows, width)[some] = torch.from_numpy(dequantize(blocks[some], stored.kind))
+                together = max(1, AT_ONCE // max(1, stored.shape[-1]))
+                begin = stored.begin
+                for some in values.view(-1, stored.shape[-1]).split(together) if values.numel() else ():
+                    end = begin + some.numel() // block * block_bytes
+                    blocks = self._mapped(begin, end).reshape(len(some), -1)
+                    some.copy_(torch.from_numpy(dequantize(blocks, stored.kind)))
+                    begin = end
                 return values
             case kind:
                 raise bad_tensor(
@@ -143,6 +143,12 @@ class GGUFFile:
                         en=f"is quantised as {kind}, which cannot be read (known are {', '.join(READABLE)})",
                     ),
                 )
+
+    def _mapped(self, begin: int, end: int) -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
+        try:
+            return map_bytes(self.path, begin, end)
+        except (OSError, ValueError) as error:  # It was another file when its header was read.
+            raise broken(self.path, str(error)) from None
 
     def _array(self, key: str, kind: type | tuple[type, ...]) -> list[Scalar]:
         value = self.value(key)
@@ -179,7 +185,7 @@ class _Cursor:
         return int(struct.unpack("<" + code, self.take(struct.calcsize("<" + code), what))[0])
 
     def text(self, what: str) -> str:
-        raw = self.take(self.number("Q", what), what)
+        raw = self.take(int.from_bytes(self.take(8, what), "little"), what)  # `number` takes twice as long.
         try:
             return str(raw, "utf-8")
         except UnicodeDecodeError:

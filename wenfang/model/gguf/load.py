@@ -78,7 +78,9 @@ def load_gguf_tokenizer(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any
         ModelError: the vocabulary is damaged or of a kind that cannot be read.
     """
     document, settings = read_tokenizer(GGUFFile(path))
+    text = json.dumps(document, ensure_ascii=False)
+    del document  # Half a million merges, before the reader takes memory of its own.
     try:
-        return tokenizers.Tokenizer.from_str(json.dumps(document, ensure_ascii=False)), settings
+        return tokenizers.Tokenizer.from_str(text), settings
     except Exception as error:  # noqa: BLE001 - the Rust reader raises plain Exception for a bad vocabulary
         raise broken(path, str(error)) from None

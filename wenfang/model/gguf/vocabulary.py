@@ -1,7 +1,7 @@
 """A GGUF file's vocabulary as a Hugging Face tokenizer: byte-level BPE ("gpt2") and SentencePiece ("llama")."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -82,7 +82,7 @@ def tokenizer_json(vocabulary: Vocabulary) -> dict[str, Any]:
         for id_, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True))
         if kind in (*special, TokenType.USER_DEFINED)
     ]
-    parts = _byte_level(vocabulary) if vocabulary.model == "gpt2" else _sentencepiece(vocabulary, vocab)
+    parts = _byte_level(vocabulary) if vocabulary.model == "gpt2" else _sentencepiece(vocabulary)
     model = {"type": "BPE", "dropout": None, "unk_token": None, "fuse_unk": False, "vocab": vocab, **parts["model"]}
     return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added} | parts | {"model": model}
 
@@ -104,15 +104,17 @@ def _byte_level(vocabulary: Vocabulary) -> dict[str, Any]:
     }
 
 
-def _sentencepiece(vocabulary: Vocabulary, vocab: Mapping[str, int]) -> dict[str, Any]:
+def _sentencepiece(vocabulary: Vocabulary) -> dict[str, Any]:
     """SentencePiece joins the neighbours whose union scores best; as BPE, each way to cut a token is a merge."""
-    ranked: list[tuple[float, int, int, str, str]] = []
-    plain = {t for t, kind in zip(vocabulary.tokens, vocabulary.types, strict=True) if kind is TokenType.NORMAL}
-    for token in plain:
+    tokens, scores = vocabulary.tokens, vocabulary.scores
+    plain = {tokens[id_]: id_ for id_, kind in enumerate(vocabulary.types) if kind is TokenType.NORMAL}
+    ranked: list[tuple[float, int, int]] = []
+    for token, id_ in plain.items():
         for cut in range(1, len(token)):
-            left, right = token[:cut], token[cut:]
-            if left in plain and right in plain:
-                ranked.append((-vocabulary.scores[vocab[token]], vocab[left], vocab[right], left, right))
+            left, right = plain.get(token[:cut]), plain.get(token[cut:])
+            if left is not None and right is not None:
+                ranked.append((-scores[id_], left, right))
+    merges = [(tokens[left], tokens[right]) for _, left, right in sorted(ranked)]
     prefix = vocabulary.space_prefix
     normalizers = [{"type": "Prepend", "prepend": SPACE}] if prefix else []
     decoders: list[dict[str, Any]] = [
@@ -127,7 +129,7 @@ def _sentencepiece(vocabulary: Vocabulary, vocab: Mapping[str, int]) -> dict[str
         "pre_tokenizer": None,
         "post_processor": None,
         "decoder": {"type": "Sequence", "decoders": decoders},
-        "model": {"merges": [[left, right] for *_, left, right in sorted(ranked)], "byte_fallback": True},
+        "model": {"merges": merges, "byte_fallback": True},
     }
 
 
@@ -137,10 +139,8 @@ def _vocabulary(file: GGUFFile) -> Vocabulary:
     if len(set(tokens)) != len(tokens):
         raise broken(file.path, say(zh="詞表有重複的詞", en="its vocabulary holds a token twice"))
     numbers = file.numbers("tokenizer.ggml.token_type") if "tokenizer.ggml.token_type" in file.metadata else []
-    known = {int(kind) for kind in TokenType}
-    types = [TokenType(int(n)) if int(n) in known else TokenType.NORMAL for n in numbers] or [TokenType.NORMAL] * len(
-        tokens
-    )
+    known = {int(kind): kind for kind in TokenType}
+    types = [known.get(int(n), TokenType.NORMAL) for n in numbers] or [TokenType.NORMAL] * len(tokens)
     if len(types) != len(tokens):
         raise broken(file.path, say(zh="詞表長短不一", en="tokenizer.ggml.token_type is not as long as the vocabulary"))
     match file.value("tokenizer.ggml.model"):
