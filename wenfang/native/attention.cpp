@@ -38,7 +38,6 @@ template <class T>
 constexpr int IN_UNIT = sizeof(Unit<T>) / sizeof(T);
 
 floats load(const float* x) { return read<floats>(x); }
-floats spread(float x) { return x - floats{}; }
 void store(float* out, floats x) { write(out, x); }
 #if defined(__AVX512BF16__)
 words load(const pair* x) { return read<words>(x); }

@@ -414,7 +414,7 @@ class Step {
           const float* weights = &scores_[m * S + first - begin];
           for (int s = 0; s < std::min(BLOCK, last - first + 1); ++s) {
             const floats value = widen(values + s * stride);
-            for (int n = 0; n < Q; ++n) context[n] = add_product(context[n], value, floats{} + weights[n * S + s]);
+            for (int n = 0; n < Q; ++n) context[n] = add_product(context[n], value, spread(weights[n * S + s]));
           }
         }
         for (int n = 0; n < Q; ++n) write(b_.context.get() + head_at(run.first, g, m + n) + i, context[n]);

@@ -173,7 +173,7 @@ void panel4(const std::uint8_t* w, const bf16* scales, const Rows& x, int row, f
       for (int r = 0; r < R; ++r) {
         const std::ptrdiff_t at = r * groups + g;
         const floats whole = add_product(least * totals[at], to_float(close4(products[r][part])), scale);
-        sums[r][part] = add_product(sums[r][part], whole, steps[at] - floats{});
+        sums[r][part] = add_product(sums[r][part], whole, spread(steps[at]));
       }
     }
   }

@@ -60,6 +60,9 @@ V hold(V x) {
   return x;
 }
 
+// x in every lane (a sum with zero would be computed).
+inline floats spread(float x) { return x - floats{}; }
+
 inline floats to_float(ints x) { return __builtin_convertvector(x, floats); }
 
 // sum + a · b, rounded once where the processor can.
