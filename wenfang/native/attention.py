@@ -34,8 +34,13 @@ def _library() -> ctypes.CDLL | None:
     return load(SOURCE)
 
 
-def _formats() -> tuple[torch.dtype, ...]:
+@functools.cache
+def _compiled() -> tuple[torch.dtype, ...]:
     return tuple(dtype for dtype, name in NAMES.items() if hasattr(_library(), f"attention_forward_{name}"))
+
+
+def _formats() -> tuple[torch.dtype, ...]:
+    return _compiled()
 
 
 # Compilation takes the answer as it is instead of tracing how it is found. This is all that torch.compiler's
