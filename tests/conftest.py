@@ -1,5 +1,6 @@
 """What every test shares: messages in English, a small corpus of real verse, and a tokenizer trained on it."""
 
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -46,17 +47,17 @@ LONGEST = (
 """Files that take a minute or half of one, longest first."""
 
 
+def pytest_configure() -> None:
+    """English before any test is imported: the texts of some modules are made with them."""
+    os.environ["WENFANG_LANGUAGE"] = "en"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first: begun at the end, one of them would leave all workers but its own with nothing to do.
     (By itself xdist begins with files of many tests, which here are the quick ones; see `--no-loadscope-reorder`.)"""
     place = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
     assert all(path.is_file() for path in place)
     items.sort(key=lambda item: place.get(item.path, len(place)))
-
-
-@pytest.fixture(autouse=True)
-def _english(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WENFANG_LANGUAGE", "en")
 
 
 @pytest.fixture(scope="session")

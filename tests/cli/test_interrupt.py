@@ -61,8 +61,9 @@ def test_a_signal_ends_a_run_quietly_and_the_next_continues(sent: signal.Signals
 def test_a_mistake_of_ours_is_one_line_and_a_traceback_on_request() -> None:
     _, said = (process := _start("tiny", "broken", "--how", "bug", "--out", "x")).communicate(timeout=60)
     assert process.returncode == 1
-    assert len(said.splitlines()) == 1
-    assert said.startswith("unexpected KeyError: 'a mistake\\nof ours' (wenfang/recipe/execution.py:")
+    forecast, told = said.splitlines()
+    assert forecast.startswith("Forecast: ")
+    assert told.startswith("unexpected KeyError: 'a mistake\\nof ours' (wenfang/recipe/execution.py:")
     assert "--debug" in said
     _, said = (process := _start("--debug", "tiny", "broken", "--how", "bug", "--out", "x")).communicate(timeout=60)
     assert process.returncode == 1
