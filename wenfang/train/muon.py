@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from wenfang.train.placement import native_bf16
 from wenfang.train.sharding import like, whole
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -20,10 +21,12 @@ ITERATIONS = 5
 
 @torch.no_grad()
 def orthogonalise(matrices_NRC: Tensor) -> Tensor:
-    """Replace each matrix's singular values by roughly 1 (0.7 to 1.2), by Newton–Schulz iteration in bf16."""
+    """Replace each matrix's singular values by roughly 1 (0.7 to 1.2), by Newton–Schulz iteration: in bf16, or in fp32
+    where bf16 would be emulated."""
     a, b, c = COEFFICIENTS
     tall = matrices_NRC.shape[1] > matrices_NRC.shape[2]
-    x_NRC = (matrices_NRC.mT if tall else matrices_NRC).bfloat16()
+    dtype = torch.bfloat16 if native_bf16(matrices_NRC.device) else torch.float32
+    x_NRC = (matrices_NRC.mT if tall else matrices_NRC).to(dtype)
     x_NRC = x_NRC / (x_NRC.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(ITERATIONS):
         gram_NRR = x_NRC @ x_NRC.mT
