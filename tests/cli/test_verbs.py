@@ -1,38 +1,79 @@
 """Stages as commands: the options are the config's, word for word."""
 
+import re
+from collections.abc import Iterator
+from inspect import get_annotations
 from pathlib import Path
 
 import pytest
+from cyclopts import App
+from rich.cells import cell_len
 from tiny_stages import TINY
 
 from wenfang.cli import main
+from wenfang.cli.chinese import OPTIONS, SUMMARIES
 from wenfang.cli.verbs import verb
 from wenfang.core.artifact import read_manifest
+from wenfang.core.config import Config
 from wenfang.recipe import STAGES, Stage
 
 
-@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
-def test_help_shows_every_option_with_its_docstring(
-    stage: Stage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "1000")
-    assert main([*stage.name.split("."), "--help"]) == 0
-    shown = capsys.readouterr().out
-    config = stage.config_class()
-    assert str(config.__doc__).splitlines()[0] in shown
+def _options(config: type[Config], prefix: str = "--") -> Iterator[tuple[str, tuple[str, str], str]]:
+    """Each option of a config: its name, the class and field that declare it last, and its docstring."""
     for name, field in config.model_fields.items():
-        nested = getattr(field.annotation, "model_fields", None)
-        if nested is None:
-            assert f"--{name.replace('_', '-')} " in shown
-            assert " ".join((field.description or "").split()) in shown
-        for inner in nested or ():
-            assert f"--{name.replace('_', '-')}.{inner.replace('_', '-')} " in shown
+        option = prefix + name.replace("_", "-")
+        if hasattr(field.annotation, "model_fields"):
+            yield from _options(field.annotation, f"{option}.")
+        else:
+            declares = next(each for each in config.__mro__ if name in get_annotations(each))
+            yield option, (declares.__name__, name), field.description or ""
 
 
-def test_every_stage_says_what_it_does_in_chinese_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WENFANG_LANGUAGE", "zh")
-    for stage in STAGES.values():
-        assert "一" <= verb(stage).help[0] <= "鿿"
+def _help(stage: Stage, capsys: pytest.CaptureFixture[str]) -> str:
+    app = App(help_format="plaintext")
+    app.command(verb(stage))
+    app([stage.name.partition(".")[2], "--help"], result_action="return_value")
+    return capsys.readouterr().out
+
+
+def test_each_option_and_nothing_else_is_explained_in_english_and_chinese() -> None:
+    english = {key: text for stage in STAGES.values() for _, key, text in _options(stage.config_class())}
+    chinese = {(config, field): text for config, texts in OPTIONS.items() for field, text in texts.items()}
+    assert english.keys() == chinese.keys()
+    assert all(text.endswith(".") for text in english.values())
+    assert all(re.search("[一-鿿].*。$", text) for text in chinese.values())
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
+def test_help_explains_every_option_in_the_language_of_the_reader(
+    stage: Stage, language: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WENFANG_LANGUAGE", language)
+    monkeypatch.setenv("COLUMNS", "1000")
+    shown = _help(stage, capsys)
+    about = {"en": stage.config_class().__doc__ or "", "zh": SUMMARIES[stage.name]}[language]
+    assert about.splitlines()[0] in shown
+    for option, (config, field), docstring in _options(stage.config_class()):
+        text = {"en": docstring, "zh": OPTIONS[config][field]}[language]
+        assert re.search(rf" {option} .* {re.escape(text)} ", shown)
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
+def test_help_fits_a_terminal_of_80_columns(
+    stage: Stage, language: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WENFANG_LANGUAGE", language)
+    monkeypatch.setenv("COLUMNS", "80")
+    rows = _help(stage, capsys).splitlines()
+    assert {cell_len(row) for row in rows if row.startswith(("╭", "│", "╰"))} == {80}
+    assert max(map(cell_len, rows)) <= 80
+
+
+def test_every_stage_and_nothing_else_has_a_chinese_summary() -> None:
+    assert SUMMARIES.keys() == STAGES.keys()
+    assert all("一" <= summary[0] <= "鿿" for summary in SUMMARIES.values())
 
 
 def _main(words: str) -> int:

@@ -31,7 +31,7 @@ _CONTEXT = say(
     en="Tokens per row or sequence; the model's context by default, 4096 at most.",
 )
 _SEQUENCES = say(zh="同時生成的序列數。", en="Sequences generated at the same time.")
-_OPTIMIZER = say(zh="優化器。", en="Optimiser.")
+_OPTIMIZER = say(zh="最佳化器。", en="Optimiser.")
 _RANK = say(zh="LoRA 的秩。", en="Rank of the adapters.")
 _COMPILED = say(zh="訓練經 torch.compile。", en="Train through torch.compile.")
 _JSON = say(zh="以 JSON 印出。", en="Print JSON.")
@@ -176,7 +176,7 @@ def _training_table(device: "Device", training: "dict[str, TrainingPlan]") -> Ta
     table = _table(
         title,
         say(zh="權重", en="weights"),
-        say(zh="優化器", en="optimiser"),
+        say(zh="最佳化器", en="optimiser"),
         say(zh="激發與梯度", en="activations, gradients"),
         say(zh="記憶體", en="memory"),
         "",

@@ -7,35 +7,22 @@ name every room and import none.
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from cyclopts import App, Parameter, validators
+from cyclopts import App, ArgumentCollection, Parameter, validators
 from rich.console import Console
 
+from wenfang.cli import chinese
 from wenfang.cli.groups import commands_group, options_group
 from wenfang.cli.interrupt import resumable
 from wenfang.cli.launch import is_worker, launch
 from wenfang.core.config import Config, input_fields
-from wenfang.core.language import say
+from wenfang.core.language import language, say
 from wenfang.core.report import Reporter
 from wenfang.recipe.execution import assist, execute_alone
 from wenfang.recipe.figures import duration
 from wenfang.recipe.stages import STAGES, Stage
 from wenfang.recipe.tables import summary_line
-
-_ZH = {
-    "data.prepare": "把詩選做成語料。",
-    "data.converse": "把詩的語料改寫成對話：每首詩一問一答。",
-    "data.index": "把語料切成段落，依模型讀出的向量建立索引。",
-    "tokenizer.train": "訓練位元組對詞元器，任何字串都能原樣還原。",
-    "train.pretrain": "在語料上訓練解碼器：從頭開始，或從既有的模型接續。",
-    "train.sft": "教模型回答：只有助理的詞元計入損失。",
-    "train.extend-context": "以 YaRN 教旋轉位置編碼的模型讀得更遠。",
-    "train.merge-adapter": "把 PEFT 轉接器併入模型，供不認得轉接器的引擎使用。",
-    "model.compare": "用同樣的資料、預算與種子訓練幾種架構，加以比較。",
-    "evaluate.verse": "評鑑詩人：留出詩人的每字位元數，以及它自己的詩合不合格律。",
-}
-"""What each stage does, in Chinese; in English it is the docstring of its config."""
 
 
 def __getattr__(name: str) -> App:
@@ -50,16 +37,29 @@ def __getattr__(name: str) -> App:
 
 
 def verb(stage: Stage) -> App:
-    """The command of a stage: its config's fields as options, their docstrings as help, and `--out`."""
+    """The command of a stage: its config's fields as options, each explained, and `--out`."""
     config_class = stage.config_class()
-    app = App(
+    app = _Verb(
         name=stage.name.partition(".")[2],
-        help=say(zh=_ZH.get(stage.name, ""), en="") or config_class.__doc__,
+        help=say(zh=chinese.SUMMARIES.get(stage.name, ""), en="") or config_class.__doc__,
         help_epilogue=_example(stage, config_class),
         group_parameters=options_group(),
     )
     app.default(_command(stage, config_class))
     return app
+
+
+class _Verb(App):
+    """A command whose options come from a config; cyclopts shows its docstrings, and Chinese readers get Chinese."""
+
+    def assemble_argument_collection(self, **how: Any) -> ArgumentCollection:
+        arguments = super().assemble_argument_collection(**how)
+        if language() == "zh":
+            for config in arguments:
+                for option in config.children:
+                    text = chinese.option(config.hint, option.keys[-1])
+                    option.parameter = Parameter.combine(option.parameter, Parameter(help=text))
+        return arguments
 
 
 def _command(stage: Stage, config_class: type[Config]) -> Callable[..., None]:

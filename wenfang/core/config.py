@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Config(BaseModel):
-    """Typed options of one stage. Unknown keys are errors; field docstrings are the help texts."""
+    """Typed options of one stage. Unknown keys are errors; field docstrings are the help in English."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 

@@ -20,6 +20,7 @@ class IndexConfig(Config):
     """Cut a corpus into chunks and index them by what a model makes of them."""
 
     corpus: Corpus
+    """The corpus to cut; only its training split is read."""
     model: ModelFolder
     """Reads each chunk once, frozen, and gives the vector it is found by; its tokenizer cuts the chunks."""
     chunk: int = Field(default=16, gt=1)

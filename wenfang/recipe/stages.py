@@ -1,6 +1,7 @@
 """Every stage there is, in one table: what a recipe may `use` and what the command line offers as a verb.
 
-To add a stage, write its `Config`, `run` and `forecast` and add a line here. Nothing registers itself.
+To add a stage, write its `Config`, `run` and `forecast` and add a line here, and its Chinese to
+`wenfang.cli.chinese`. Nothing registers itself.
 """
 
 import importlib

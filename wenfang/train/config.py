@@ -79,6 +79,7 @@ class TrainConfig(Config):
     spike: float | None = Field(default=None, gt=1)
     """Call a loss a spike when it exceeds this many times the median of the last 50; not given, none is."""
     seed: int = 0
+    """Decides the initial weights, the order of rows and what dropout leaves out."""
 
     @model_validator(mode="after")
     def _check_shard(self) -> Self:
@@ -88,11 +89,10 @@ class TrainConfig(Config):
 
 
 class RetrievalConfig(Config):
-    """What is done with neighbours found in an index."""
+    """What is done with neighbours found in an index: retro is Borgeaud et al. 2022, realm Guu et al. 2020."""
 
     method: Literal["retro", "realm"] = "retro"
-    """retro: layers of the decoder attend to them (Borgeaud et al. 2022). realm: they stand before the text, and the
-    model also learns which of them to trust (Guu et al. 2020), for a better index."""
+    """retro: layers of the decoder attend to them. realm: they stand before the text; which to trust is learnt, too."""
     neighbours: int = Field(default=2, gt=0)
     """Chunks found for each chunk of the text; each brings the one that follows it."""
     layers: tuple[int, ...] = Field(default=(1,), min_length=1)
@@ -105,6 +105,7 @@ class PretrainConfig(TrainConfig):
     """Train a decoder on a corpus: a fresh one, or one that exists already."""
 
     corpus: Corpus
+    """The corpus to learn from."""
     tokenizer: TokenizerFolder | None = None
     """Needed for a fresh model. For one that exists, its own, or a larger one whose new tokens it is to learn."""
     model: ModelFolder | None = None
@@ -122,10 +123,13 @@ class PretrainConfig(TrainConfig):
     dim: int = Field(default=256, gt=0)
     """Width of the residual stream."""
     layers: int = Field(default=4, gt=0)
+    """Layers of the decoder."""
     heads: int = Field(default=4, gt=0)
+    """Query heads of each layer."""
     kv_heads: int = Field(default=2, gt=0)
-    """Key/value heads; divides `heads`."""
+    """Key/value heads of each layer; divides `heads`."""
     head_dim: int = Field(default=64, gt=0, multiple_of=2)
+    """Width of each head."""
     hidden: int = Field(default=704, gt=0)
     """Width inside the SwiGLU feed-forward."""
     tie_embeddings: bool = False
@@ -185,7 +189,9 @@ class SftConfig(TrainConfig):
     """Teach a model to answer: only the assistant's tokens enter the loss."""
 
     conversations: Conversations
+    """The conversations to learn from."""
     model: ModelFolder
+    """The model to teach."""
     adapter: AdapterConfig = AdapterConfig()
     too_long: Literal["error", "truncate", "drop"] = "error"
     """What to do with a conversation longer than the context."""
@@ -197,6 +203,7 @@ class ExtendContextConfig(TrainConfig):
     corpus: Corpus
     """Its texts stand one after another in rows of `context`, and see each other."""
     model: ModelFolder
+    """The model to teach."""
     context: int = Field(gt=1)
     """Tokens that the model is to read; two to sixteen times what it reads now is usual."""
 

@@ -15,7 +15,9 @@ class CompareConfig(TrainConfig):
     """Train several architectures on the same data with the same budget and seed, and compare them."""
 
     corpus: Corpus
+    """The corpus that all learn from."""
     tokenizer: TokenizerFolder
+    """The tokenizer of all."""
     base: dict[str, Any] = Field(default_factory=dict)
     """Fields of the decoder that all have in common, but for `vocab_size` and `context`, which are the stage's."""
     variants: dict[str, dict[str, Any]] = Field(min_length=1)
