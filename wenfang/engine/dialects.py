@@ -43,8 +43,6 @@ def request_body(params: SamplingParams, honoured: frozenset[str]) -> dict[str, 
             raise not_honoured(name)
     # A server's own defaults may differ.
     body = {name: getattr(params, name) for name in OPENAI if getattr(params, name) not in (None, (), {})} | chosen
-    if body.pop("top_k", 0):
-        body["top_k"] = params.top_k
     if body.pop("prompt_logprobs", False):
         body["echo"] = True
     if "logprobs" in body:

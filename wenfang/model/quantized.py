@@ -111,7 +111,7 @@ def _quantize(model: Decoder, tensors: Iterable[tuple[str, Tensor]], quantizatio
     waiting = {name: {part for part, _ in module.named_parameters()} for name, module in projections.items()}
     for name, tensor in tensors:
         owner, _, part = ("lm_head.weight" if tied and name == "embed_tokens.weight" else name).rpartition(".")
-        # A copy lets go of the file that all are mapped from.
+        # A copy lets go of the file that it is mapped from.
         weight = nn.Parameter(tensor.to(torch.bfloat16, copy=owner not in projections), requires_grad=False)
         setattr(model.get_submodule(owner), part, weight)
         if owner in projections:

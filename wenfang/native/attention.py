@@ -40,7 +40,7 @@ def _compiled() -> tuple[torch.dtype, ...]:
 
 
 def _formats() -> tuple[torch.dtype, ...]:
-    return _compiled()
+    return _compiled()  # In a function of its own: the compiler looks through caches, and fails inside `_compiled`.
 
 
 # Compilation takes the answer as it is instead of tracing how it is found. This is all that torch.compiler's

@@ -129,8 +129,10 @@ def _with_objects(path: Path, number: int, message: Message) -> Message:
 
 
 def _with_object(function: dict[str, Any]) -> dict[str, Any]:
-    """Raises:
-    ValueError: the arguments are no JSON object.
+    """The same with its arguments as an object.
+
+    Raises:
+        ValueError: they are none.
     """
     arguments = function["arguments"]
     value = json.loads(arguments) if isinstance(arguments, str) else arguments
