@@ -49,14 +49,16 @@ def test_a_real_models_perplexity_hardly_rises(quantization: Quantization, most:
     assert math.exp((after - before) / len(rows)) - 1 <= most
 
 
-def test_every_projection_is_quantised_and_the_head_keeps_eight_bits() -> None:
+def test_every_projection_is_quantised_and_head_and_values_keep_more_bits() -> None:
     model = Decoder(DecoderConfig(vocab_size=50, dim=64, layers=2, hidden=96, qkv_bias=True, tie_embeddings=True))
     model.initialise()
     quantize(model, "int4")
     bits = {name: part.bits for name, part in model.named_modules() if isinstance(part, QuantizedLinear)}
-    assert bits.pop("lm_head") == 8
-    assert set(bits.values()) == {4}
-    assert len(bits) == 2 * 7
+    assert len(bits) == 2 * 7 + 1
+    assert {name for name, number in bits.items() if number == 6} == {"lm_head"} | {
+        f"layers.{layer}.mixer.v_proj" for layer in range(2)
+    }
+    assert set(bits.values()) == {4, 6}
     assert all(weight.ndim == 1 for weight in model.parameters())
 
 
@@ -79,7 +81,7 @@ def test_tokens_are_looked_up_in_a_tied_head() -> None:
     found = model.embed(ids_BT, torch.float32)
     assert isinstance(model.lm_head, QuantizedLinear)
     assert torch.equal(found, 3 * model.lm_head.weight[ids_BT])
-    assert (found / 3 - table[ids_BT]).abs().max() <= table.abs().max() / 120
+    assert (found / 3 - table[ids_BT]).abs().max() <= table.abs().max() / 60
 
 
 @pytest.mark.parametrize(

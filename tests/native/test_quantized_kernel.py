@@ -30,7 +30,7 @@ def _largest_error(bits: Bits, N: int, inputs: int, outputs: int) -> float:
 
 
 @needs_compiler
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [8, 6, 4])
 @pytest.mark.parametrize(
     ("N", "inputs", "outputs"),
     [(1, 64, 16), (1, 576, 192), (3, 33, 17), (8, 31, 5), (15, 100, 47), (20, 1, 1), (33, 640, 100)],
@@ -40,7 +40,7 @@ def test_products_are_those_of_the_dequantised_weight(bits: Bits, N: int, inputs
 
 
 @needs_compiler
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [8, 6, 4])
 def test_a_row_is_the_same_in_any_company(bits: Bits) -> None:
     torch.manual_seed(0)
     weight, x = pack(torch.randn(80, 200), bits), torch.randn(29, 200).bfloat16()
@@ -50,16 +50,17 @@ def test_a_row_is_the_same_in_any_company(bits: Bits) -> None:
         assert torch.equal(linear(x[n:], weight), whole[n:])
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [8, 6, 4])
 def test_codes_are_within_half_a_step_of_the_weight(bits: Bits) -> None:
     weight = torch.linspace(-3, 5, 40 * 96).view(40, 96)
-    range_ = weight.abs().amax(1, keepdim=True) / 127 if bits == 8 else (weight.max() - weight.min()) / 40 / 3 / 15
+    symmetric = weight.abs().amax(1, keepdim=True) / ((1 << bits - 1) - 1)
+    range_ = (weight.max() - weight.min()) / 40 / 3 / 15 if bits == 4 else symmetric
     # Scales and ends are bf16, which moves every level of a group by up to 2⁻⁹ of them.
     slack = 5 * 2**-8
     assert ((unpack(pack(weight, bits)) - weight).abs() <= range_ / 2 * 1.001 + slack).all()
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [8, 6, 4])
 def test_zeros_and_the_largest_numbers_stay_what_they_are(bits: Bits) -> None:
     weight = torch.zeros(16, 32)
     assert torch.equal(unpack(pack(weight, bits)), weight)
@@ -68,7 +69,7 @@ def test_zeros_and_the_largest_numbers_stay_what_they_are(bits: Bits) -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [8, 6, 4])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_largest_sums_of_a_group_do_not_overflow(bits: Bits, sign: int) -> None:
     weight = torch.ones(16, 64)
@@ -85,7 +86,7 @@ def test_other_processors_compute_the_same(processor: str, tmp_path: Path, monke
     if processor == "haswell" and "avx2" not in Path("/proc/cpuinfo").read_text():
         pytest.skip("needs AVX2")
     torch.manual_seed(0)
-    weights = [pack(torch.randn(40, 100), bits) for bits in (8, 4)]
+    weights = [pack(torch.randn(40, 100), bits) for bits in (8, 6, 4)]
     x = torch.randn(11, 100).bfloat16()
     native = [linear(x, weight) for weight in weights]
     library = compiled_for(processor, quantized.SOURCE, tmp_path)

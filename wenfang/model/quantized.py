@@ -1,4 +1,4 @@
-"""A decoder whose projections rest in eight or four bits, for generation on the CPU."""
+"""A decoder whose projections rest in few bits, for generation on the CPU."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,10 +18,11 @@ from wenfang.native.quantized import MOST_INPUTS, Bits, PackedWeight, linear, lo
 
 Quantization = Literal["int8", "int4"]
 _BITS: dict[Quantization, Bits] = {"int8": 8, "int4": 4}
+_SENSITIVE_BITS: dict[Quantization, Bits] = {"int8": 8, "int4": 6}
 
 
 class QuantizedLinear(nn.Module):
-    """x · Wᵀ + b with W in eight bits and a scale per 32 inputs, or four bits with scale and minimum per 32 inputs.
+    """x · Wᵀ + b with W in eight or six bits and a scale per 32 inputs, or in four with scale and minimum.
 
     Args:
         base: the projection in floating point, which is not kept.
@@ -73,8 +74,10 @@ class QuantizedEmbedding(nn.Module):
 
 
 def bits_of(projection: str, quantization: Quantization) -> Bits:
-    """Of each weight of a projection, by its name in the decoder; the output projection, which suffers most, has 8."""
-    return 8 if projection == "lm_head" else _BITS[quantization]
+    """Of each weight of a projection, by its name in the decoder; those to outputs and values, which suffer most, have
+    more."""
+    sensitive = projection == "lm_head" or projection.endswith("v_proj")
+    return (_SENSITIVE_BITS if sensitive else _BITS)[quantization]
 
 
 def quantize(model: Decoder, quantization: Quantization) -> Decoder:

@@ -1,11 +1,12 @@
-// Weights of eight or four bits times activations of eight.
+// Weights of eight, six or four bits times activations of eight.
 //
 // A row of activations is rounded to eight bits by groups of GROUP, each with a scale of its own, so that an outlier
 // coarsens only its neighbours. Integer sums within a group are exact, and floating-point ones go group by group in one
 // order, so a row's result does not depend on which rows stand beside it.
 //
-// W lies in panels of LANES outputs: for each four neighbouring inputs, LANES × 4 bytes. Four-bit weights take two such
-// steps in one: the earlier in the low halves of the bytes.
+// W lies in panels of LANES outputs: for each four neighbouring inputs, a step, LANES × 4 bytes. Four-bit weights take two
+// steps in the bytes of one: the earlier in their low halves. Six-bit weights take four in those of three: two bits each
+// of the fourth on top of the others.
 
 #pragma once
 
@@ -27,18 +28,16 @@ constexpr int ROWS = WIDTH == 16 ? 8 : 4;  // Rows that share a look at W; their
 using bytes = std::uint8_t __attribute__((vector_size(WIDTH * QUAD)));
 
 // `dot`: sum[lane] += Σ w[lane][i] · x[i] for i in 0 … 3. `open` undoes what was added to each eight-bit weight where
-// `dot` wants them signed; ZERO is what stays added. `dot4` is `dot` for weights of 0 … 15, whose sums over a group may
-// be kept in a form of their own until `close4`.
+// `dot` wants them signed; where it does not, OFFSET stays added. `dot4` is `dot` for weights of 0 … 15, whose sums over a
+// group may be kept in a form of their own until `close4`; `dot6` takes two steps of weights of 0 … 63.
 #if defined(__AVX512VNNI__)
-constexpr int ZERO = 128;
+constexpr bool OFFSET = true;
 ints dot(ints sum, bytes w, std::int32_t x) {
   return (ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, _mm512_set1_epi32(x));
 }
-ints dot4(ints sum, bytes w, std::int32_t x) { return dot(sum, w, x); }
-ints close4(ints sum) { return sum; }
 bytes open(bytes w) { return w; }
 #else
-constexpr int ZERO = 0;
+constexpr bool OFFSET = false;
 bytes open(bytes w) { return w ^ 128; }
 #if defined(__AVX2__)
 // |w| unsigned, its sign given to x: two products of ± 127 fit into 16 bits.
@@ -46,13 +45,7 @@ ints dot(ints sum, bytes w, std::int32_t x) {
   const __m256i weights = (__m256i)w, four = _mm256_sign_epi8(_mm256_set1_epi32(x), weights);
   return sum + (ints)_mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(weights), four), _mm256_set1_epi16(1));
 }
-// In 16 bits, which hold the STEPS · 2 products of a group: at most 16 · 15 · 127.
-ints dot4(ints sum, bytes w, std::int32_t x) {
-  return (ints)_mm256_add_epi16((__m256i)sum, _mm256_maddubs_epi16((__m256i)w, _mm256_set1_epi32(x)));
-}
-ints close4(ints sum) { return (ints)_mm256_madd_epi16((__m256i)sum, _mm256_set1_epi16(1)); }
-#else
-#if defined(__ARM_FEATURE_DOTPROD)
+#elif defined(__ARM_FEATURE_DOTPROD)
 ints dot(ints sum, bytes w, std::int32_t x) {
   return (ints)vdotq_s32((int32x4_t)sum, (int8x16_t)w, vreinterpretq_s8_s32(vdupq_n_s32(x)));
 }
@@ -65,9 +58,21 @@ ints dot(ints sum, bytes w, std::int32_t x) {
   return sum;
 }
 #endif
+#endif
+
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+__m256i pairs(bytes w, std::int32_t x) { return _mm256_maddubs_epi16((__m256i)w, _mm256_set1_epi32(x)); }
+// 16 bits hold the STEPS · 2 products of a group: at most 16 · 15 · 127.
+ints dot4(ints sum, bytes w, std::int32_t x) { return (ints)_mm256_add_epi16((__m256i)sum, pairs(w, x)); }
+ints close4(ints sum) { return (ints)_mm256_madd_epi16((__m256i)sum, _mm256_set1_epi16(1)); }
+// … and four products of 63 · 127.
+ints dot6(ints sum, bytes w, std::int32_t x, bytes v, std::int32_t y) {
+  return sum + (ints)_mm256_madd_epi16(_mm256_add_epi16(pairs(w, x), pairs(v, y)), _mm256_set1_epi16(1));
+}
+#else
 ints dot4(ints sum, bytes w, std::int32_t x) { return dot(sum, w, x); }
 ints close4(ints sum) { return sum; }
-#endif
+ints dot6(ints sum, bytes w, std::int32_t x, bytes v, std::int32_t y) { return dot(dot(sum, w, x), v, y); }
 #endif
 
 // Rows of activations in eight bits, the last group filled up with zeros.
@@ -75,7 +80,7 @@ struct Rows {
   int groups;
   std::unique_ptr<std::int8_t[]> codes;
   std::unique_ptr<float[]> scales, sums;     // Of each group: its step, and the sum of its codes.
-  std::unique_ptr<std::int32_t[]> zeros;     // What makes up for the ZERO in each weight.
+  std::unique_ptr<std::int32_t[]> zeros;     // What makes up for 128 added to each weight.
 
   Rows(int count, int inputs)
       : groups((inputs + GROUP - 1) / GROUP), codes(new std::int8_t[std::size_t(count) * groups * GROUP]),
@@ -83,11 +88,12 @@ struct Rows {
         zeros(new std::int32_t[std::size_t(count) * groups]) {}
 
   void quantise(int row, const float* x, int inputs) {
+    float last[GROUP] = {};
     for (int g = 0; g < groups; ++g) {
       const std::size_t at = std::size_t(row) * groups + g;
-      const int there = std::min(GROUP, inputs - g * GROUP);
-      float part[GROUP] = {};
-      std::memcpy(part, x + std::size_t(g) * GROUP, there * sizeof(float));
+      const float* part = x + std::size_t(g) * GROUP;
+      if (const int there = inputs - g * GROUP; there < GROUP)
+        part = static_cast<const float*>(std::memcpy(last, part, there * sizeof(float)));
       std::uint32_t largest = 0;  // The bits of numbers without sign are in the order of the numbers.
       for (int k = 0; k < GROUP; ++k) largest = std::max(largest, read<std::uint32_t>(part + k) & 0x7FFFFFFF);
       const float most = read<float>(&largest), inverse = most > 0 ? 127 / most : 0;
@@ -101,7 +107,7 @@ struct Rows {
       }
       scales[at] = most / 127;
       sums[at] = float(sum);
-      zeros[at] = -ZERO * sum;
+      zeros[at] = -128 * sum;
     }
   }
 };
@@ -114,66 +120,82 @@ struct Weight {
   std::int32_t bits, inputs, outputs, panels;
 };
 
-// One panel for R rows, eight bits.
-template <int R>
-void panel8(const std::uint8_t* w, const bf16* scales, const Rows& x, int row, float* out) {
+// Numbers that a group of an output has beside its codes.
+constexpr int scales_of(int bits) { return bits == 4 ? 2 : 1; }
+
+// Steps s and s + 1 (s even) of a group's weights; at `w`, a part of a panel begins in it.
+template <int BITS>
+void unpack(const std::uint8_t* w, int s, bytes& first, bytes& second) {
+  constexpr int STEP = LANES * QUAD;
+  if constexpr (BITS == 8) {
+    first = open(read<bytes>(w + s * STEP));
+    second = open(read<bytes>(w + (s + 1) * STEP));
+  } else if constexpr (BITS == 4) {
+    const bytes both = read<bytes>(w + s / 2 * STEP);
+    first = both & 15;
+    second = (bytes)((words)both >> 4) & 15;
+  } else {
+    w += s / 4 * 3 * STEP;
+    const bytes a = read<bytes>(w), b = read<bytes>(w + STEP), c = read<bytes>(w + 2 * STEP);
+    const bool early = s % 4 == 0;
+    first = (early ? a : c) & 63;
+    second = early ? b & 63
+                   : ((bytes)((words)a >> 6) & 3) | ((bytes)((words)b >> 4) & 12) | ((bytes)((words)c >> 2) & 48);
+  }
+}
+
+// sum + w · x + v · y, in the form in which a group's sums are kept.
+template <int BITS>
+ints dots(ints sum, bytes w, std::int32_t x, bytes v, std::int32_t y) {
+  if constexpr (BITS == 8) return hold(dot(hold(dot(sum, w, x)), v, y));
+  if constexpr (BITS == 4) return hold(dot4(hold(dot4(sum, w, x)), v, y));
+  return hold(dot6(sum, w, x, v, y));
+}
+
+// Where a group's sums begin, so that they end as if nothing had been added to the weights: 128 to eight bits, a fourth of
+// that to six. Four bits have their minima instead.
+template <int BITS>
+ints start(std::int32_t zero) {
+  return BITS == 6 ? (ints{} + zero) >> 2 : BITS == 8 && OFFSET ? ints{} + zero : ints{};
+}
+
+// One panel for R rows.
+template <int BITS, int R>
+void compute(const std::uint8_t* w, const bf16* scales, const Rows& x, int row, float* out) {
+  constexpr int BYTES = LANES * QUAD * 2 * BITS / 8;  // Of two steps.
   const std::ptrdiff_t groups = x.groups, first = row * groups;
   const std::int8_t* codes = x.codes.get() + first * GROUP;
   const std::int32_t* zeros = x.zeros.get() + first;
-  const float* steps = x.scales.get() + first;
+  const float *steps = x.scales.get() + first, *totals = x.sums.get() + first;
   floats sums[R][PARTS] = {};
-  for (int g = 0; g < groups; ++g, w += LANES * GROUP, scales += LANES) {
+  for (int g = 0; g < groups; ++g, w += STEPS / 2 * BYTES, scales += LANES * scales_of(BITS)) {
     ints products[R][PARTS];
     for (int r = 0; r < R; ++r)
-      for (int part = 0; part < PARTS; ++part) products[r][part] = ints{} + zeros[r * groups + g];
-    for (int s = 0; s < STEPS; ++s) {
-      const std::uint8_t* four = w + s * LANES * QUAD;
-      __builtin_prefetch(four + AHEAD);
-      bytes weights[PARTS];
-      for (int part = 0; part < PARTS; ++part) weights[part] = open(read<bytes>(four + part * sizeof(bytes)));
+      for (int part = 0; part < PARTS; ++part) products[r][part] = start<BITS>(zeros[r * groups + g]);
+#pragma GCC unroll 4
+    for (int s = 0; s < STEPS; s += 2) {
+      for (int line = 0; line < BYTES; line += 64) __builtin_prefetch(w + s / 2 * BYTES + line + AHEAD);
+      bytes one[PARTS], two[PARTS];
+      for (int part = 0; part < PARTS; ++part) unpack<BITS>(w + part * sizeof(bytes), s, one[part], two[part]);
       for (int r = 0; r < R; ++r) {
-        const auto its = read<std::int32_t>(codes + (r * groups + g) * GROUP + s * QUAD);
-        for (int part = 0; part < PARTS; ++part) products[r][part] = hold(dot(products[r][part], weights[part], its));
+        const std::int8_t* its = codes + (r * groups + g) * GROUP + s * QUAD;
+        const auto x_one = read<std::int32_t>(its), x_two = read<std::int32_t>(its + QUAD);
+        for (int part = 0; part < PARTS; ++part)
+          products[r][part] = dots<BITS>(products[r][part], one[part], x_one, two[part], x_two);
       }
     }
     for (int part = 0; part < PARTS; ++part) {
       const floats scale = widen(scales + part * WIDTH);
-      for (int r = 0; r < R; ++r)
-        sums[r][part] = add_product(sums[r][part], to_float(products[r][part]), scale * steps[r * groups + g]);
-    }
-  }
-  std::memcpy(out, sums, sizeof sums);
-}
-
-// One panel for R rows, four bits.
-template <int R>
-void panel4(const std::uint8_t* w, const bf16* scales, const Rows& x, int row, float* out) {
-  const std::ptrdiff_t groups = x.groups, first = row * groups;
-  const std::int8_t* codes = x.codes.get() + first * GROUP;
-  const float *steps = x.scales.get() + first, *totals = x.sums.get() + first;
-  floats sums[R][PARTS] = {};
-  for (int g = 0; g < groups; ++g, w += LANES * GROUP / 2, scales += 2 * LANES) {
-    ints products[R][PARTS] = {};
-#pragma GCC unroll 8
-    for (int s = 0; s < STEPS; ++s) {
-      const std::uint8_t* eight = w + s / 2 * LANES * QUAD;
-      if (s % 2 == 0) __builtin_prefetch(eight + AHEAD);
-      bytes weights[PARTS];
-      for (int part = 0; part < PARTS; ++part) {
-        const bytes both = read<bytes>(eight + part * sizeof(bytes));
-        weights[part] = (s % 2 == 0 ? both : (bytes)((words)both >> 4)) & 15;
-      }
-      for (int r = 0; r < R; ++r) {
-        const auto its = read<std::int32_t>(codes + (r * groups + g) * GROUP + s * QUAD);
-        for (int part = 0; part < PARTS; ++part) products[r][part] = hold(dot4(products[r][part], weights[part], its));
-      }
-    }
-    for (int part = 0; part < PARTS; ++part) {
-      const floats scale = widen(scales + part * WIDTH), least = widen(scales + LANES + part * WIDTH);
       for (int r = 0; r < R; ++r) {
         const std::ptrdiff_t at = r * groups + g;
-        const floats whole = add_product(least * totals[at], to_float(close4(products[r][part])), scale);
-        sums[r][part] = add_product(sums[r][part], whole, spread(steps[at]));
+        floats& sum = sums[r][part];
+        if constexpr (BITS == 4) {
+          const floats least = widen(scales + LANES + part * WIDTH);
+          const floats whole = add_product(least * totals[at], to_float(close4(products[r][part])), scale);
+          sum = add_product(sum, whole, spread(steps[at]));
+        } else {
+          sum = add_product(sum, to_float(products[r][part]), scale * steps[at]);
+        }
       }
     }
   }
@@ -184,8 +206,9 @@ template <int R>
 int some_rows(const Weight& weight, int panel, const Rows& x, int row, int rows, float* out) {
   const std::size_t width = std::size_t(x.groups) * GROUP;
   const std::uint8_t* w = weight.codes + panel * width * LANES * weight.bits / 8;
-  const bf16* scales = weight.scales + std::size_t(panel) * x.groups * LANES * (weight.bits == 8 ? 1 : 2);
-  for (; row + R <= rows; row += R) (weight.bits == 8 ? panel8<R> : panel4<R>)(w, scales, x, row, out + row * LANES);
+  const bf16* scales = weight.scales + std::size_t(panel) * x.groups * LANES * scales_of(weight.bits);
+  const auto some = weight.bits == 8 ? compute<8, R> : weight.bits == 6 ? compute<6, R> : compute<4, R>;
+  for (; row + R <= rows; row += R) some(w, scales, x, row, out + row * LANES);
   return row;
 }
 

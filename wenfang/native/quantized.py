@@ -1,4 +1,4 @@
-"""Weights of eight or four bits in the layout of the kernel, and products with them.
+"""Weights of eight, six or four bits in the layout of the kernel, and products with them.
 
 Shapes in names: O outputs, I inputs, W inputs filled up to a multiple of `GROUP`, P panels of `LANES` outputs, N rows.
 """
@@ -25,9 +25,11 @@ SLICE = 16 * LANES
 """Outputs that are rounded at a time: the work in between takes many times their memory."""
 MOST_INPUTS = 1 << 16
 """Wider ones were never tried."""
-SHRINKAGES = (1.0, 0.95, 0.9, 0.85)
+SHRINKAGES = (1.0, 0.9)
 """Shares of a group's range that four bits are tried on: clipping the outermost weights may serve the others."""
-Bits = Literal[4, 8]
+FITS = 2
+"""Times that the numbers of a group in four bits are fitted to its codes."""
+Bits = Literal[4, 6, 8]
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,13 @@ class PackedWeight:
     outputs: int
     inputs: int
     codes: Tensor
-    """uint8; of four bits two in a byte."""
+    """uint8; of four bits two in a byte, of six four in three."""
     scales: Tensor
     """bf16 by group and output; for four bits, scale and minimum."""
 
 
 def pack(weight_OI: Tensor, bits: Bits, room: LargePages | None = None) -> PackedWeight:
-    """Round each group to the nearest of 255 values symmetric about zero, or of 16 between its ends.
+    """Round each group to the nearest of 255 or 63 values symmetric about zero, or of 16 between its ends.
 
     Args:
         weight_OI: in any floating-point dtype.
@@ -60,7 +62,7 @@ def pack(weight_OI: Tensor, bits: Bits, room: LargePages | None = None) -> Packe
     room = room or LargePages()
     panels, groups = -(-outputs // LANES), -(-inputs // GROUP)
     codes = room.empty(panels, groups * GROUP // QUAD * bits // 8, LANES, QUAD, dtype=torch.uint8)
-    scales = room.empty(panels, groups, 1 if bits == 8 else 2, LANES, dtype=torch.bfloat16)
+    scales = room.empty(panels, groups, _scales(bits), LANES, dtype=torch.bfloat16)
     slices = zip(
         weight_OI.detach().split(SLICE), codes.split(SLICE // LANES), scales.split(SLICE // LANES), strict=True
     )
@@ -77,45 +79,68 @@ def _pack(weight_OI: Tensor, bits: Bits) -> tuple[Tensor, Tensor]:
     # Filled up with copies of the last numbers, so that a group's range stays its own.
     weight = F.pad(weight_OI[None].float(), (0, -inputs % GROUP, 0, -outputs % LANES), mode="replicate")[0]
     groups = weight.unflatten(1, (-1, GROUP))
-    if bits == 8:
-        scales = (groups.abs().amax(2, keepdim=True) / 127).clamp_min(1e-30).bfloat16()
-        codes = (groups / scales).round().clamp(-127, 127) + 128
-        by_panel = scales.unflatten(0, (-1, LANES)).permute(0, 2, 3, 1)
-        return _panels(codes.flatten(1)).contiguous(), by_panel.contiguous()
-    codes, scales, least = _four_bits(groups)
-    quads = _panels(codes.flatten(1))
-    ends = torch.stack((scales, least), -1)[:, :, 0]  # [O, groups, 2]
-    ends = ends.unflatten(0, (-1, LANES)).permute(0, 2, 3, 1)
-    codes = quads[:, ::2] | quads[:, 1::2] << 4
-    return codes.contiguous(), ends.bfloat16().contiguous()
+    if bits == 4:
+        codes, scale, least = _four_bits(groups)
+        scales = torch.stack((scale, least), 2)
+    else:
+        most = (1 << bits - 1) - 1
+        scales = (groups.abs().amax(2, keepdim=True) / most).clamp_min(1e-30).bfloat16()[:, :, None]
+        codes = (groups / scales[:, :, 0]).round().clamp(-most, most) + (most + 1)
+    by_panel = scales[..., 0].unflatten(0, (-1, LANES)).permute(0, 2, 3, 1)
+    quads = codes.flatten(1).to(torch.uint8).unflatten(0, (-1, LANES)).unflatten(2, (-1, QUAD)).transpose(1, 2)
+    return _squeeze(quads, bits).contiguous(), by_panel.bfloat16().contiguous()
 
 
 def packed_bytes(outputs: int, inputs: int, bits: Bits) -> tuple[int, int]:
     """Bytes of the codes and the scales of a weight_OI."""
     outputs, groups = -(-outputs // LANES) * LANES, -(-inputs // GROUP)
-    return outputs * groups * GROUP * bits // 8, outputs * groups * (2 if bits == 8 else 4)
+    return outputs * groups * GROUP * bits // 8, outputs * groups * _scales(bits) * 2
 
 
 def unpack(weight: PackedWeight) -> Tensor:
     """The weight_OI in fp32 that the codes stand for."""
     codes, scales = weight.codes.transpose(1, 2).flatten(0, 1), weight.scales.permute(0, 3, 1, 2).flatten(0, 1)
-    return _numbers(codes, scales)[: weight.outputs, : weight.inputs]
+    return _numbers(codes, scales, weight.bits)[: weight.outputs, : weight.inputs]
 
 
 def look_up(weight: PackedWeight, rows: Tensor) -> Tensor:
     """Some rows of `unpack`, whose numbers fill one more dimension than the whole numbers `rows`."""
     panels, lanes = rows.flatten() // LANES, rows.flatten() % LANES
-    found = _numbers(weight.codes[panels, :, lanes], weight.scales[panels, :, :, lanes])[:, : weight.inputs]
-    return found.unflatten(0, rows.shape)
+    codes, scales = weight.codes[panels, :, lanes], weight.scales[panels, :, :, lanes]
+    return _numbers(codes, scales, weight.bits)[:, : weight.inputs].unflatten(0, rows.shape)
 
 
-def _numbers(codes: Tensor, scales: Tensor) -> Tensor:
-    """What codes [N, W / QUAD, QUAD] (of four bits half as many) with scales [N, groups, 1 or 2] stand for, [N, W]."""
+def _numbers(codes: Tensor, scales: Tensor, bits: Bits) -> Tensor:
+    """What codes [N, W / QUAD · bits / 8, QUAD] with scales [N, groups, 1 or 2] stand for, [N, W]."""
     scale, *least = scales.float()[..., None].unbind(2)
-    if least:
-        codes = torch.stack((codes & 15, codes >> 4), 2)
-    groups = codes.flatten(1).unflatten(1, (-1, GROUP)).float()
-    return (groups * scale + least[0] if least else (groups - 128) * scale).flatten(1)
+    groups = _spread(codes, bits).flatten(1).unflatten(1, (-1, GROUP)).float()
+    return (groups * scale + least[0] if least else (groups - (1 << bits - 1)) * scale).flatten(1)
+
+
+def _squeeze(quads: Tensor, bits: Bits) -> Tensor:
+    """Codes [N, W / QUAD, …] in bytes, in as few bytes as they need."""
+    if bits == 8:
+        return quads
+    if bits == 4:
+        return quads[:, ::2] | quads[:, 1::2] << 4
+    a, b, c, d = (quads[:, step::4] for step in range(4))
+    return torch.stack((a | d << 6, b | d >> 2 << 6, c | d >> 4 << 6), 2).flatten(1, 2)
+
+
+def _spread(codes: Tensor, bits: Bits) -> Tensor:
+    """What `_squeeze` was given."""
+    if bits == 8:
+        return codes
+    if bits == 4:
+        return torch.stack((codes & 15, codes >> 4), 2).flatten(1, 2)
+    a, b, c = codes.unflatten(1, (-1, 3)).unbind(2)
+    d = a >> 6 | b >> 6 << 2 | c >> 6 << 4
+    return torch.stack((a & 63, b & 63, c & 63, d), 2).flatten(1, 2)
+
+
+def _scales(bits: Bits) -> int:
+    """Numbers that a group of an output has beside its codes: a scale, and of four bits a minimum."""
+    return 2 if bits == 4 else 1
 
 
 class Weight(ctypes.Structure):
@@ -182,21 +207,21 @@ def _library() -> ctypes.CDLL | None:
     return library
 
 
-def _panels(codes_OW: Tensor) -> Tensor:
-    """Bytes [P, W / QUAD, LANES, QUAD]."""
-    return codes_OW.to(torch.uint8).unflatten(0, (-1, LANES)).unflatten(2, (-1, QUAD)).transpose(1, 2)
-
-
 def _four_bits(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes, scales and minima of groups along the last dimension, by the range with the least squared error."""
+    """Codes, scales and minima of groups along the last dimension, by the range with the least squared error.
+
+    Codes that a range gives are fitted with a line, and those that this gives once more: with fitted scales and minima
+    a group's errors sum to about zero. Otherwise they would add up over inputs that are not zero on average.
+    """
     low, high = weight.amin(-1, keepdim=True), weight.amax(-1, keepdim=True)
     found: tuple[Tensor, Tensor, Tensor] | None = None
     errors = torch.empty(0)
     for share in SHRINKAGES:
         margin = (high - low) * (1 - share) / 2
-        scales = ((high - low) * share / 15).clamp_min(1e-30).bfloat16().float()
-        least = (low + margin).bfloat16().float()
-        codes = ((weight - least) / scales).round().clamp(0, 15)
+        scales, least = (high - low) * share / 15, low + margin
+        for _ in range(FITS):
+            codes = ((weight - least) / scales.clamp_min(1e-30)).round().clamp(0, 15)
+            scales, least = _fit(codes, weight)
         error = (codes * scales + least - weight).square().sum(-1, keepdim=True)
         new = (codes, scales, least)
         if found is None:
@@ -208,3 +233,12 @@ def _four_bits(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         found = (codes, scales, least)
     assert found is not None  # There is a first share.
     return found
+
+
+def _fit(codes: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales and minima, in bf16's precision, with which the codes come closest to the weight, by least squares."""
+    deviation = codes - codes.mean(-1, keepdim=True)
+    spread = deviation.square().sum(-1, keepdim=True)
+    scales = ((deviation * weight).sum(-1, keepdim=True) / spread.clamp_min(1e-30)).bfloat16().float()
+    least = (weight.mean(-1, keepdim=True) - scales * codes.mean(-1, keepdim=True)).bfloat16().float()
+    return scales, least
