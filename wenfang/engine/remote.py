@@ -55,7 +55,7 @@ class RemoteEngine:
         config = load_config(folder)
         self.name = folder.resolve().name
         self.vocab_size = config.vocab_size
-        self.tokenizer = load_tokenizer(folder, model_vocab_size=config.vocab_size)
+        self.tokenizer = load_tokenizer(folder)
         self._url = url.rstrip("/").removesuffix("/v1") + "/v1"
         self._headers = {"Content-Type": "application/json"}
         if key is not None:
