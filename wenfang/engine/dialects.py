@@ -5,7 +5,7 @@ answers shows in `owned_by` of the list of models.
 """
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from wenfang.core.errors import InputError
@@ -28,12 +28,13 @@ class Dialect:
         parameters: those of our parameters that it honours.
         echoes_ids: whether it can give a prompt's log-probabilities without its text, of which it would spell the
             special tokens, too.
-        styles_json: whether a schema may say how its JSON is spaced (llguidance's `x-guidance`).
+        llguidance: whether it hands grammars to llguidance as they come, with what that has beyond Lark's notation and
+            beyond JSON Schema.
     """
 
     parameters: frozenset[str]
     echoes_ids: bool = False
-    styles_json: bool = False
+    llguidance: bool = False
 
 
 ANY = Dialect(OPENAI)
@@ -41,7 +42,7 @@ DIALECTS = {
     "vllm": Dialect(
         OPENAI | {"top_k", "min_p", "repetition_penalty", "logprobs", "prompt_logprobs", "grammar"},
         echoes_ids=True,
-        styles_json=True,
+        llguidance=True,
     ),
     "wenfang": Dialect(frozenset(field.name for field in fields(SamplingParams)) - {"dry_sequence_breakers"}),
 }
@@ -72,27 +73,30 @@ def request_body(params: SamplingParams, dialect: Dialect) -> dict[str, Any]:
     if "logprobs" in body:
         body["return_tokens_as_token_ids"] = True
     if (grammar := body.pop("grammar", None)) is not None:
-        body["structured_outputs"] = _structured_outputs(grammar, styled=dialect.styles_json)
+        body["structured_outputs"] = _structured_outputs(grammar, llguidance=dialect.llguidance)
     return body
 
 
-def _structured_outputs(grammar: Grammar, *, styled: bool) -> dict[str, Any]:
-    """A grammar as vLLM (0.12 and later) and our own server take it."""
+def _structured_outputs(grammar: Grammar, *, llguidance: bool) -> dict[str, Any]:
+    """A grammar as vLLM (0.12 and later) or our own server takes it."""
     match grammar:
-        case JsonObject() if styled:
+        case JsonObject() if llguidance:
             return {"json": JsonSchema('{"type": "object"}').styled}
         case JsonObject():
             return {"json_object": True}
         case JsonSchema():
-            return {"json": grammar.styled if styled else json.loads(grammar.schema)}
+            return {"json": grammar.styled if llguidance else json.loads(grammar.schema)}
         case Regex():
             return {"regex": grammar.pattern}
         case Choice():
             return {"choice": list(grammar.options)}
         case Lark():
             return {"grammar": grammar.grammar}
-        case ToolCalls():
+        case ToolCalls() if llguidance:
             return {"grammar": grammar.lark()}
+        case ToolCalls():
+            functions = {name: json.loads(schema) for name, schema in grammar.functions}
+            return {"tool_calls": {**asdict(grammar), "functions": functions}}
     raise not_honoured("grammar")
 
 

@@ -132,7 +132,7 @@ class ToolCalls(Grammar):
         return str(LLMatcher.grammar_from_lark(self.lark()))
 
     def lark(self) -> str:
-        """The grammar in Lark's notation, as `Lark` takes it."""
+        """The grammar in llguidance's notation of Lark's."""
         opening = f"{quoted(self.opening)} GAP" if self.opening else ""
         closing = f"GAP {quoted(self.closing)}" if self.closing else ""
         calls = [
