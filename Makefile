@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint poet-long clean help
+.PHONY: run test test-vllm lint poet-long clean help
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -16,6 +16,10 @@ run: $(VENV)/installed ## train the poet and open the studio at http://127.0.0.1
 test: export OMP_NUM_THREADS = 1
 test: $(VENV)/installed-test lint ## run the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-vllm: export OMP_NUM_THREADS = 1
+test-vllm: $(VENV)/installed-test ## compare our engine with a vLLM on the PATH; it is not installed
+	$(BIN)/python -m pytest tests/cli/test_real_vllm.py
 
 lint: $(VENV)/installed-test ## ruff, strict types, and which room may import which
 	$(BIN)/ruff check

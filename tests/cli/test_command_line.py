@@ -146,3 +146,18 @@ def test_debug_shows_the_traceback_too(tiny: Path, capsys: pytest.CaptureFixture
     assert "Traceback" in said
     assert "DataError" in said
     assert said.endswith("the corpus is empty\n")
+
+
+def test_help_speaks_one_language() -> None:
+    """cyclopts's own words, too."""
+    shown = {
+        it: _python("from wenfang.cli import main; main(['model', 'import', '--help'])", language=it)
+        for it in ("en", "zh")
+    }
+    words = {
+        "en": ("Usage: wenfang", "[required]", "[choices: float32,", "[default:"),
+        "zh": ("用法：wenfang", "[必填]", "[可選：float32,", "[預設：float32]"),
+    }
+    for spoken, other in (("en", "zh"), ("zh", "en")):
+        assert all(word in shown[spoken].stdout for word in words[spoken])
+        assert not any(word in shown[spoken].stdout for word in words[other])

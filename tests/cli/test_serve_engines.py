@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ OURS = """
 import hashlib, json, os, sys
 command, folder, *options = sys.argv[1:]
 options.remove("--enable-lora")
+options.remove("--enable-prompt-tokens-details")
 given = dict(zip(options[::2], options[1::2]))
 assert command == "serve" and given["--generation-config"] == "vllm" and given["--max-lora-rank"] == "8", sys.argv
 hashed = hashlib.sha256(os.environ["VLLM_API_KEY"].encode()).hexdigest()
@@ -39,6 +41,7 @@ os.execv(sys.executable, [sys.executable, "-m", "wenfang", "serve", folder, "--h
 LLAMA = """
 import sys, time, xllamacpp
 folder, *options = sys.argv[2:]
+options.remove("--enable-prompt-tokens-details")
 given = dict(zip(options[::2], options[1::2]))
 params = xllamacpp.CommonParams()
 params.model.path, params.port, params.n_ctx, params.n_parallel = folder, int(given["--port"]), 512, 2
@@ -67,6 +70,8 @@ def serving(*words: str, environment: dict[str, str]) -> Iterator[tuple[str, sub
         try:
             assert server.stderr is not None
             ready = next(line for line in server.stderr if "base_url=" in line)
+            # Otherwise a server that says much would wait until somebody reads it.
+            threading.Thread(target=server.stderr.read, daemon=True).start()
             yield ready.partition("base_url=")[2].split()[0], server
             server.send_signal(signal.SIGTERM)
             server.wait(20)

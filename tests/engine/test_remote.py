@@ -154,7 +154,7 @@ def test_what_a_server_might_drop_in_silence_is_refused(asked: dict[str, object]
 
 
 def test_a_form_is_judged_before_and_its_text_after(remote: RemoteEngine) -> None:
-    with pytest.raises(InputError, match=r"missing \)"):
+    with pytest.raises(InputError, match="unclosed group"):
         remote.stream([1], SamplingParams(grammar=Regex("(a")))
     with pytest.raises(InputError, match="dry_sequence_breakers"):
         remote.stream([1], SamplingParams(dry_sequence_breakers=("x",)))
@@ -167,6 +167,23 @@ def test_a_form_is_judged_before_and_its_text_after(remote: RemoteEngine) -> Non
         list(RemoteEngine(url, POET).stream([1], SamplingParams(logprobs=1)))
 
 
+def test_vllm_is_told_to_write_json_in_our_style_and_to_leave_the_prompt_out_of_an_echo() -> None:
+    """Left to itself it lets a model pad JSON with line breaks, and spells the special tokens of a prompt."""
+    logprob = {"tokens": ["token_id:1", "token_id:5"], "token_logprobs": [None, -1.0]}
+    told = "data: " + json.dumps({"choices": [{"text": "春", "logprobs": logprob, "finish_reason": "length"}]})
+    asked = list[dict[str, object]]()
+    with scripted(told, owner="vllm", asked=asked) as (url, _):
+        remote = RemoteEngine(url, POET)
+        deltas = list(remote.stream([1], SamplingParams(logprobs=0, prompt_logprobs=True)))
+        for grammar in (JsonObject(), JsonSchema("true"), JsonSchema('{"type": "null"}')):
+            list(remote.stream([1], SamplingParams(grammar=grammar)))
+    assert [asked[0][name] for name in ("echo", "return_token_ids", "return_tokens_as_token_ids")] == [True] * 3
+    assert ("".join(delta.text for delta in deltas), deltas[0].prompt_logprobs) == ("春", (None,))
+    schemas = [dict(body["structured_outputs"]["json"]) for body in asked[1:]]
+    assert {schema.pop("x-guidance")["item_separator"] for schema in schemas} == {", "}
+    assert schemas == [{"type": "object"}, {}, {"type": "null"}]
+
+
 def test_prompts_that_do_not_fit_are_refused_and_vectors_are_the_servers(local: Engine, remote: RemoteEngine) -> None:
     for prompt in ([], [5] * remote.context):
         with pytest.raises(InputError, match=f"context is {remote.context}"):
@@ -174,15 +191,19 @@ def test_prompts_that_do_not_fit_are_refused_and_vectors_are_the_servers(local: 
     assert len(list(remote.stream([5] * (remote.context - 1), SamplingParams(max_tokens=9)))) <= 2
     for ours, theirs in zip(local.embed([[1], [5, 6]]), remote.embed([[1], [5, 6]]), strict=True):
         assert theirs == pytest.approx(ours, abs=1e-6)
-    with scripted("no such thing", status=404) as (url, _), pytest.raises(InputError, match="no such thing"):
+    with (
+        scripted("no such thing", status=404) as (url, _),
+        pytest.raises(InputError, match="has no '/embeddings': no such thing"),
+    ):
         RemoteEngine(url, POET).embed([[1]])
 
 
 @contextmanager
 def scripted(
-    *events: str, pause_s: float = 0.0, status: int = 200, owner: str = "me"
+    *events: str, pause_s: float = 0.0, status: int = 200, owner: str = "me", asked: list[object] | None = None
 ) -> Iterator[tuple[str, threading.Event]]:
-    """A server that lists a model and answers with these events, and tells when its client has hung up."""
+    """A server that lists a model and answers with these events, keeps what it was asked, and tells when its client has
+    hung up."""
     left = threading.Event()
     listed = {"data": [{"id": "m", "max_model_len": 99, "owned_by": owner}]}
 
@@ -191,7 +212,9 @@ def scripted(
             self._send(200, json.dumps(listed))
 
         def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if asked is not None:
+                asked.append(body)
             try:
                 self._send(status, *events)
                 if pause_s:

@@ -66,7 +66,7 @@ REFUSED: dict[str, tuple[Callable[[], Grammar], str]] = {
     "too long": (of({"enum": ["春" * 200_000]}), "524,288"),
     "look-ahead": (lambda: Regex("(?=a)b"), r"1\(8\).*look-around"),
     "back-reference": (lambda: Regex(r"(a)\1"), "backreferences"),
-    "open group": (lambda: Regex("(a"), r"missing \)"),
+    "open group": (lambda: Regex("(a"), "unclosed group"),
     "nobody else reads it": (lambda: Regex(r"\w\x{61}"), "No second program"),
     "nothing matches": (lambda: Regex(r"[^\s\S]"), "no text can fulfil"),
     "undefined rule": (lambda: Lark('start: "x" foo'), r'1\(8\).*unknown name: "foo"'),
@@ -74,6 +74,14 @@ REFUSED: dict[str, tuple[Callable[[], Grammar], str]] = {
     "endless left recursion": (lambda: Lark('start: start "a"'), "no text can fulfil"),
     "empty": (lambda: Lark(""), "[Ee]mpty"),
     "unknown special token": (lambda: Lark('start: <|none|> "x"'), "none"),
+    "JSON in a grammar": (lambda: Lark('start: %json {"type": "null"}'), "No second program reads this grammar"),
+    "a special token in a grammar": (lambda: Lark('start: <|end|> "x"'), "No second program.*line 1 column 8"),
+    "any token of some ids": (lambda: Lark("start: <[1-3]>"), "No second program"),
+    "an attribute": (lambda: Lark("start: a\na[lazy]: /a+/"), "No second program"),
+    "both terminals": (lambda: Lark("start: A\nA: /a+/ & /(aa)+/"), "No second program"),
+    "all but a terminal": (lambda: Lark("start: A\nA: ~/a+/"), "No second program"),
+    "a directive": (lambda: Lark('%llguidance {"no_forcing": true}\nstart: "a"'), "No second program"),
+    "repeated without end": (lambda: Lark('start: "a"{2,}'), "No second program"),
     "no options": (lambda: Choice(()), "choice"),
     "bad arguments": (lambda: ToolCalls((("f", '{"uniqueItems": true}'),), "", ""), r"f\.parameters.*uniqueItems"),
     "ever deeper rules": (lambda: Lark(deep_rules(25_000)), "too complex"),
@@ -198,6 +206,8 @@ def test_a_text_is_matched_again_by_another_engine(pattern: str, text: str, kept
         ('start: x* "."\nx: /[^.]*/ | "!"', "春！.", "春.秋"),  # A terminal that may be nothing.
         ('start: SUM\nSUM: INT ("+" INT)*\nINT: /\\p{Nd}+/\n%ignore " "', " 1+٢ ", "1++2"),
         ('start: "春"i ("a".."c")~2', "春ab", "春ad"),
+        # llguidance's repetitions, and what only looks like one.
+        ('start: "a"{2,3} x{2} // {9}\nx: "b" | /c{1,2}/ "{3}"', "aabcc{3}", "aabc{3}{3}"),
     ],
 )
 def test_a_derived_text_is_parsed_again_by_another_parser(grammar: str, good: str, bad: str) -> None:

@@ -12,7 +12,7 @@ import jsonschema
 import pydantic
 import pytest
 from openai import BadRequestError, OpenAI, pydantic_function_tool
-from serve.fakes import live, tiny_model
+from serve.fakes import TOOL_TEMPLATE, live, tiny_model
 
 from wenfang.engine import Engine, SamplingParams
 from wenfang.engine.blocks import BLOCK
@@ -92,12 +92,6 @@ def test_an_answer_has_the_form_that_was_asked_for(engine: Engine) -> None:
     assert (set(answer), answer["句數"] in (4, 8)) == ({"詩題", "句數"}, True)
 
 
-TEMPLATE = """<|bos|>{% for tool in tools or [] %}{{ tool.function.name }} {% endfor %}\
-{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\
-{% for call in m.tool_calls %}
-<tool_call>
-{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
-</tool_call>{% endfor %}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"""
 SCHEMAS = {
     "weather": {"type": "object", "properties": {"city": {"enum": ["臺北", "高雄"]}}, "required": ["city"]},
     "time": {"type": "object", "properties": {"zone": {"type": "integer", "minimum": -12, "maximum": 14}},
@@ -108,7 +102,7 @@ for _schema in SCHEMAS.values():
 TOOLS = [{"type": "function", "function": {"name": name, "parameters": schema}} for name, schema in SCHEMAS.items()]
 
 
-@pytest.fixture(params=[TEMPLATE])
+@pytest.fixture(params=[TOOL_TEMPLATE])
 def caller(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
     """A model that knows nothing, with the poet's tokenizer and a template that shows how calls are written."""
     tokenizer = tmp_path / "tokenizer"
@@ -154,7 +148,7 @@ def test_a_forced_call_fulfils_its_schema_however_little_the_model_knows(caller:
     assert most > 1
 
 
-@pytest.mark.parametrize("caller", [TEMPLATE.replace("<tool_call>", "召")], indirect=True)
+@pytest.mark.parametrize("caller", [TOOL_TEMPLATE.replace("<tool_call>", "召")], indirect=True)
 def test_calls_of_strict_tools_fulfil_their_schemas_and_text_may_come_instead(caller: Engine) -> None:
     class Zone(pydantic.BaseModel):
         model_config = pydantic.ConfigDict(extra="forbid")

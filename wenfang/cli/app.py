@@ -3,7 +3,7 @@
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -11,8 +11,11 @@ from wenfang import __version__
 from wenfang.cli.failure import fail, unexpected
 from wenfang.cli.groups import arguments_group, commands_group, options_group
 from wenfang.core.errors import WenfangError
-from wenfang.core.language import say
+from wenfang.core.language import language, say
 from wenfang.recipe.stages import STAGES
+
+if TYPE_CHECKING:
+    from cyclopts.help.protocols import HelpFormatter
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,6 +52,7 @@ def build_app() -> App:
         group_arguments=arguments_group(),
         group_parameters=options_group(),
         help_format="plaintext",
+        help_formatter=_formatter() if language() == "zh" else "default",
         suppress_keyboard_interrupt=False,
     )
     app["--help"].help = say(zh="顯示這份說明。", en="Show this help.")
@@ -57,6 +61,12 @@ def build_app() -> App:
     _add_rooms(app)
     _add_debug(app)
     return app
+
+
+def _formatter() -> "HelpFormatter":
+    from wenfang.cli.help import ChineseFormatter
+
+    return ChineseFormatter()
 
 
 def _add_commands(app: App) -> None:

@@ -48,7 +48,7 @@ def explain(
 
     folder = find_model(model).model
     decoder = load_model(folder)
-    tokenizer = load_tokenizer(folder, model_vocab_size=decoder.config.vocab_size)
+    tokenizer = load_tokenizer(folder)
     ids = tokenizer.chat([{"role": "user", "content": prompt}]) if chat else tokenizer.encode(prompt)
     with contextlib.closing(Engine(decoder, tokenizer, name="explain", max_batch=8)) as engine:
         explanations = explain_all(engine, decoder, ids, max_tokens=max_tokens, seed=seed)

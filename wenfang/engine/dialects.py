@@ -5,7 +5,7 @@ answers shows in `owned_by` of the list of models.
 """
 
 import json
-from dataclasses import fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from wenfang.core.errors import InputError
@@ -18,18 +18,41 @@ OPENAI = frozenset(
     {"temperature", "top_p", "presence_penalty", "frequency_penalty", "logit_bias", "stop", "seed", "max_tokens"}
 )
 """Parameters that every such server honours."""
-VLLM = OPENAI | {"top_k", "min_p", "repetition_penalty", "logprobs", "grammar"}
-"""Of our parameters, those that vLLM documents."""
-OURS = frozenset(field.name for field in fields(SamplingParams)) - {"dry_sequence_breakers"}
-"""Those that a server of our own reads."""
-HONOURED = {"vllm": VLLM, "wenfang": OURS}
-"""By `owned_by`; any other server honours `OPENAI`."""
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """What a kind of server reads.
+
+    Args:
+        parameters: those of our parameters that it honours.
+        echoes_ids: whether it can give a prompt's log-probabilities without its text, of which it would spell the
+            special tokens, too.
+        llguidance: whether it hands grammars to llguidance as they come, with what that has beyond Lark's notation and
+            beyond JSON Schema.
+    """
+
+    parameters: frozenset[str]
+    echoes_ids: bool = False
+    llguidance: bool = False
+
+
+ANY = Dialect(OPENAI)
+DIALECTS = {
+    "vllm": Dialect(
+        OPENAI | {"top_k", "min_p", "repetition_penalty", "logprobs", "prompt_logprobs", "grammar"},
+        echoes_ids=True,
+        llguidance=True,
+    ),
+    "wenfang": Dialect(frozenset(field.name for field in fields(SamplingParams)) - {"dry_sequence_breakers"}),
+}
+"""By `owned_by`; any other server speaks `ANY`."""
 
 _TOKEN = "token_id:"
 """How servers name a token when asked for ids: its text may be half a character, or that of another token."""
 
 
-def request_body(params: SamplingParams, honoured: frozenset[str]) -> dict[str, Any]:
+def request_body(params: SamplingParams, dialect: Dialect) -> dict[str, Any]:
     """The sampling parameters of a `POST /v1/completions`.
 
     Raises:
@@ -39,34 +62,41 @@ def request_body(params: SamplingParams, honoured: frozenset[str]) -> dict[str, 
     chosen = {f.name: getattr(params, f.name) for f in fields(params)}
     chosen = {name: value for name, value in chosen.items() if value != getattr(default, name)}
     for name in chosen:
-        if name not in honoured:
+        if name not in dialect.parameters:
             raise not_honoured(name)
     # A server's own defaults may differ.
     body = {name: getattr(params, name) for name in OPENAI if getattr(params, name) not in (None, (), {})} | chosen
     if body.pop("prompt_logprobs", False):
         body["echo"] = True
+        if dialect.echoes_ids:
+            body["return_token_ids"] = True
     if "logprobs" in body:
         body["return_tokens_as_token_ids"] = True
     if (grammar := body.pop("grammar", None)) is not None:
-        body["structured_outputs"] = structured_outputs(grammar)
+        body["structured_outputs"] = _structured_outputs(grammar, llguidance=dialect.llguidance)
     return body
 
 
-def structured_outputs(grammar: Grammar) -> dict[str, Any]:
-    """A grammar as vLLM (0.12 and later) and our own server take it."""
+def _structured_outputs(grammar: Grammar, *, llguidance: bool) -> dict[str, Any]:
+    """A grammar as vLLM (0.12 and later) or our own server takes it."""
     match grammar:
-        case JsonSchema():
-            return {"json": json.loads(grammar.schema)}
+        case JsonObject() if llguidance:
+            return {"json": JsonSchema('{"type": "object"}').styled}
         case JsonObject():
             return {"json_object": True}
+        case JsonSchema():
+            return {"json": grammar.styled if llguidance else json.loads(grammar.schema)}
         case Regex():
             return {"regex": grammar.pattern}
         case Choice():
             return {"choice": list(grammar.options)}
         case Lark():
             return {"grammar": grammar.grammar}
-        case ToolCalls():
+        case ToolCalls() if llguidance:
             return {"grammar": grammar.lark()}
+        case ToolCalls():
+            functions = {name: json.loads(schema) for name, schema in grammar.functions}
+            return {"tool_calls": {**asdict(grammar), "functions": functions}}
     raise not_honoured("grammar")
 
 

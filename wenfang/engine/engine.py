@@ -27,7 +27,7 @@ from wenfang.engine.speculation import LookAhead, Speculation, check_speculation
 from wenfang.engine.stream import Stream
 from wenfang.engine.text import TextStream, continuation
 from wenfang.grammar import GrammarCompiler
-from wenfang.model import Decoder, load_config, load_model
+from wenfang.model import Decoder, load_model
 from wenfang.model.quantized import Quantization, load_quantized
 from wenfang.native.threads import release_threads
 from wenfang.tokenizer import Tokenizer
@@ -96,7 +96,7 @@ class Engine:
             InputError, ModelError, TokenizerError: the folder or a file in it cannot be used.
         """
         # A tokenizer takes several times its memory while it is read, so that comes before the weights.
-        tokenizer = load_tokenizer(folder, model_vocab_size=load_config(folder).vocab_size)
+        tokenizer = load_tokenizer(folder)
         return_freed_memory()
         model = load_model(folder) if quantize is None else load_quantized(folder, quantize)
         return_freed_memory()

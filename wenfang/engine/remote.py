@@ -19,7 +19,7 @@ from wenfang.core.errors import InputError, WenfangError
 from wenfang.core.language import say
 from wenfang.core.openai import error_message, read_events
 from wenfang.engine.completion import Delta, TokenLogprob
-from wenfang.engine.dialects import HONOURED, OPENAI, not_honoured, read_logprobs, request_body
+from wenfang.engine.dialects import ANY, DIALECTS, not_honoured, read_logprobs, request_body
 from wenfang.engine.load import load_tokenizer
 from wenfang.engine.params import SamplingParams
 from wenfang.engine.scheduler import Occupancy
@@ -55,7 +55,7 @@ class RemoteEngine:
         config = load_config(folder)
         self.name = folder.resolve().name
         self.vocab_size = config.vocab_size
-        self.tokenizer = load_tokenizer(folder, model_vocab_size=config.vocab_size)
+        self.tokenizer = load_tokenizer(folder)
         self._url = url.rstrip("/").removesuffix("/v1") + "/v1"
         self._headers = {"Content-Type": "application/json"}
         if key is not None:
@@ -65,7 +65,7 @@ class RemoteEngine:
         self._model = listed["id"]
         self.adapters = [one["id"] for one in others if one.get("parent") == self._model]
         """Adapters on the model that the server lists, by their names there."""
-        self._honoured = HONOURED.get(listed.get("owned_by", ""), OPENAI)
+        self.dialect = DIALECTS.get(listed.get("owned_by", ""), ANY)
         specials = [self.tokenizer.tokens[id_] for id_ in self.tokenizer.special_ids]
         self._judge = functools.lru_cache(64)(functools.partial(judge, specials=specials))
         limits = (listed.get("max_model_len"), listed.get("context_length"), (listed.get("meta") or {}).get("n_ctx"))
@@ -78,7 +78,7 @@ class RemoteEngine:
             InputError: the prompt leaves no room in the context, or the server is not known to honour a parameter, or
                 the grammar is refused, or there is no such adapter.
         """
-        asked = request_body(params, self._honoured)
+        asked = request_body(params, self.dialect)
         if adapter not in (None, *self.adapters):
             raise not_honoured("adapter")
         room = self.context - len(prompt)
@@ -145,11 +145,19 @@ class RemoteEngine:
         answer = connection.getresponse()
         if answer.status == 200:
             return answer
-        said = answer.read(1 << 16)
+        said = answer.read(1 << 16).decode(errors="replace")
+        message = None
         with suppress(ValueError):
-            said = (error_message(json.loads(said)) or "").encode() or said
-        reason = said.decode(errors="replace")[:500]
-        if answer.status in (400, 404, 422, 501):  # The last three where it has no such endpoint.
+            message = error_message(json.loads(said))
+        if answer.status in (404, 501) and message is None:
+            raise InputError(
+                say(
+                    zh=f"書寫的伺服器沒有 {path!r}：{said[:200]}",
+                    en=f"The server that writes has no {path!r}: {said[:200]}",
+                )
+            )
+        reason = (message or said)[:500]
+        if answer.status in (400, 404, 422, 501):
             raise InputError(reason)
         raise ConnectionError(f"{answer.status} {reason}")
 
@@ -184,7 +192,9 @@ class RemoteStream:
     def __init__(self, engine: RemoteEngine, body: bytes, prompt: Sequence[int], params: SamplingParams) -> None:
         self._engine, self._body, self._params = engine, body, params
         self._echoed_tokens = len(prompt) if params.prompt_logprobs else 0
-        self._echoed_text = len(engine.tokenizer.decode(prompt)) if params.prompt_logprobs else 0
+        self._echoed_text = 0
+        if params.prompt_logprobs and not engine.dialect.echoes_ids:
+            self._echoed_text = len(engine.tokenizer.decode(prompt))
         self._socket: socket.socket | None = None
         self._closed = False
         self._deltas = self._read()

@@ -83,7 +83,7 @@ class DraftModel:
             InputError, ModelError, TokenizerError: the folder or a file in it cannot be used.
         """
         model = load_model(folder)
-        return cls(model, load_tokenizer(folder, model_vocab_size=model.config.vocab_size))
+        return cls(model, load_tokenizer(folder))
 
 
 @dataclass(frozen=True)

@@ -57,11 +57,14 @@ class VllmEngine(RemoteEngine):
         command += ["--generation-config", "vllm"]
         # Our grammars are llguidance's.
         command += ["--structured-outputs-config.backend", "guidance"]
+        # Otherwise nobody learns how much of a prompt was in its cache.
+        command += ["--enable-prompt-tokens-details"]
         command += _lora_options(adapters or {})
         # Its own session: Ctrl-C must not end it before the answers in progress are written. Its log goes to ours.
         self._process = subprocess.Popen(
             command,
-            env={**os.environ, "VLLM_API_KEY": key},
+            # It would report its use to its makers.
+            env={**os.environ, "VLLM_API_KEY": key, "DO_NOT_TRACK": "1"},
             stdin=subprocess.DEVNULL,
             stdout=2,
             start_new_session=True,

@@ -38,10 +38,17 @@ class Grammar:
         raise NotImplementedError
 
     def examine(self) -> None:
-        """Refuse what could not be guaranteed or not be validated. May take long: call it where that hurts nobody.
+        """Refuse what could not be guaranteed. May take long: call it where that hurts nobody.
 
         Raises:
             InputError: with the place.
+        """
+
+    def require_reader(self) -> None:
+        """Refuse what no second program reads, as its texts could not be validated. May take long, too.
+
+        Raises:
+            InputError: with what that program does not read.
         """
 
     def check(self, text: str) -> None:

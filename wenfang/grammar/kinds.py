@@ -43,9 +43,17 @@ class JsonSchema(Grammar):
         """The grammar in the language of llguidance."""
         from llguidance import LLMatcher
 
-        # llguidance takes the style from an object only.
-        schema = {"true": "{}", "false": '{"enum": []}'}.get(self.schema, self.schema)
-        return str(LLMatcher.grammar_from_json_schema(schema, overrides=JSON_STYLE))
+        return str(LLMatcher.grammar_from_json_schema(self._object, overrides=JSON_STYLE))
+
+    @property
+    def styled(self) -> dict[str, Any]:
+        """The schema, and our style of JSON in llguidance's words: for another program that leaves it the work."""
+        return {**json.loads(self._object), "x-guidance": JSON_STYLE}
+
+    @property
+    def _object(self) -> str:
+        """The schema as an object, which alone can carry a style."""
+        return {"true": "{}", "false": '{"enum": []}'}.get(self.schema, self.schema)
 
     def examine(self) -> None:
         """Refuse what could not be guaranteed.
@@ -124,7 +132,7 @@ class ToolCalls(Grammar):
         return str(LLMatcher.grammar_from_lark(self.lark()))
 
     def lark(self) -> str:
-        """The grammar in Lark's notation, as `Lark` takes it."""
+        """The grammar in llguidance's notation of Lark's."""
         opening = f"{quoted(self.opening)} GAP" if self.opening else ""
         closing = f"GAP {quoted(self.closing)}" if self.closing else ""
         calls = [

@@ -9,7 +9,8 @@ TRIAL_CPU_S = 3
 """Processor time for judging a grammar."""
 
 VERDICT_CPU_S = 10
-"""Processor time for validating a text: `lark` is written in Python, and takes 3 s for 5,000 rules alone."""
+"""Processor time for reading a grammar a second time, or a text by it: `lark` is written in Python, and takes 3 s for
+5,000 rules alone."""
 
 TRIAL_S = 60.0
 """The same on the clock, for a machine that is busy."""

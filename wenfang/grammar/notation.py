@@ -1,15 +1,14 @@
 """Forms in other notations than JSON: regular expressions, Lark grammars, choices."""
 
-import json
 import re
 from dataclasses import dataclass
 from typing import ClassVar
 
 from wenfang.core.errors import InputError
 from wenfang.core.language import say
-from wenfang.grammar.base import JSON_STYLE, Grammar, check_length, quoted
+from wenfang.grammar.base import Grammar, check_length, quoted
 from wenfang.grammar.judge import verify
-from wenfang.grammar.opinion import derives, matches
+from wenfang.grammar.opinion import derives, matches, reader
 from wenfang.grammar.validation import BrokenPromise, linear_match
 
 _DISPUTED = re.compile(r"\\[wWdDsSbB]")
@@ -32,7 +31,7 @@ class Regex(Grammar):
 
         return str(LLMatcher.grammar_from_regex(self.pattern))
 
-    def examine(self) -> None:
+    def require_reader(self) -> None:
         """Refuse an expression that nobody else reads.
 
         Raises:
@@ -87,20 +86,30 @@ class Lark(Grammar):
 
     def __post_init__(self) -> None:
         check_length(self.grammar)
-        # Our own style, and nothing else: it can also switch the checks on schemas off.
-        if "x-guidance" in self.grammar.replace(json.dumps({"x-guidance": JSON_STYLE})[1:-1], ""):
-            raise InputError(
-                say(
-                    zh="`x-guidance` 會關閉對綱要的檢查，請移除。",
-                    en="`x-guidance` would switch off the checks on schemas; remove it from the grammar.",
-                )
-            )
 
     def source(self) -> str:
         """The grammar in the language of llguidance."""
         from llguidance import LLMatcher
 
         return str(LLMatcher.grammar_from_lark(self.grammar))
+
+    def require_reader(self) -> None:
+        """Refuse what llguidance has beyond Lark's notation, such as `%json`, special tokens, `&` and attributes.
+
+        Raises:
+            InputError: `lark` does not read it.
+        """
+        try:
+            reader(self.grammar)
+        except ValueError as error:
+            why = str(error).splitlines()[0].rstrip(".")
+            raise InputError(
+                say(
+                    zh=f"沒有第二個程式讀得懂這份文法來驗證：{why}。請只用 Lark 的寫法；JSON 請用 `json`。",
+                    en=f"No second program reads this grammar to validate its texts: {why}. Keep to Lark's own "
+                    "notation; for JSON, ask for a schema.",
+                )
+            ) from None
 
     def check(self, text: str) -> None:
         """Parse it with `lark`.
@@ -117,11 +126,8 @@ class Lark(Grammar):
             )
 
     def reread(self, text: str) -> bool:
-        """Whether `lark` derives it; of what only llguidance's notation has, nobody has a second opinion."""
-        try:
-            return derives(self.grammar, text)
-        except ValueError:
-            return True
+        """Whether `lark` derives it."""
+        return derives(self.grammar, text)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,13 @@
 Both may take for ever over a hostile expression, so this runs in the trial process, which is ended then.
 """
 
+import re
 from typing import Any
+
+_REPEATED = re.compile(
+    r'"(?:\\.|[^"\\\n])*"|/(?!/)(?:\\.|[^/\\\n])+/|//[^\n]*|#[^\n]*|\{(?P<least>\d+)(?:(?P<comma>,)(?P<most>\d+))?\}'
+)
+"""What holds no repetition although it may look like one; or one with both its ends."""
 
 
 def matches(pattern: str, text: str) -> bool:
@@ -24,21 +30,39 @@ def derives(grammar: str, text: str) -> bool:
     """Whether a grammar derives a text from `start`, however it is cut into terminals (Earley 1970).
 
     Raises:
-        ValueError: `lark` does not read the grammar; llguidance's notation has more than its own.
+        ValueError: `lark` does not read the grammar.
     """
-    import regex
-    from lark.exceptions import LarkError, UnexpectedInput
+    from lark.exceptions import UnexpectedInput
 
-    regex.DEFAULT_VERSION = regex.VERSION1
     try:
-        parser = _parser(grammar)
-    except (LarkError, regex.error, ValueError) as error:
-        raise ValueError(str(error)) from None
-    try:
-        parser.parse(text)
+        reader(grammar).parse(text)
     except UnexpectedInput:
         return False
     return True
+
+
+def reader(grammar: str) -> Any:
+    """`lark`'s parser for a grammar.
+
+    Raises:
+        ValueError: it does not read the grammar; llguidance's notation has more than its own.
+    """
+    import regex
+    from lark.exceptions import LarkError
+
+    regex.DEFAULT_VERSION = regex.VERSION1
+    try:
+        return _parser(_REPEATED.sub(_as_lark, grammar))
+    except (LarkError, regex.error, ValueError) as error:
+        raise ValueError(str(error)) from None
+
+
+def _as_lark(found: "re.Match[str]") -> str:
+    """llguidance's `{2,3}` as Lark's `~2..3`; a string, an expression or a comment as it is."""
+    least, comma, most = found["least"], found["comma"], found["most"]
+    if least is None:
+        return found[0]
+    return f"~{least}..{most}" if comma else f"~{least}"
 
 
 def _parser(grammar: str) -> Any:

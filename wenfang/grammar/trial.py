@@ -123,6 +123,8 @@ def _answer(asked: dict[str, Any]) -> dict[str, Any]:
         return {"fulfilled": grammar.reread(asked["text"])}
     try:
         examine(grammar, asked["specials"])
+        _start_clock(VERDICT_CPU_S)
+        grammar.require_reader()
     except InputError as error:
         return {"refused": str(error)}
     return {"refused": None}

@@ -67,6 +67,36 @@ class ResponseFormat(Strict):
         return JsonObject() if self.type == "json_object" else None
 
 
+class Calls(Strict):
+    """Calls of functions as a model's chat template writes them."""
+
+    functions: dict[str, dict[str, JsonValue]] = Field(min_length=1)
+    """JSON Schemas of the arguments, by the functions' names."""
+    opening: str
+    """The mark before a call's JSON object; it may be empty."""
+    closing: str
+    arguments_key: str = "arguments"
+    several: bool = False
+    free: bool = False
+    """Whether text may come before the calls, or instead of them."""
+
+    def grammar(self, param: str) -> "Grammar":
+        """The same for the engine.
+
+        Raises:
+            ApiError: a call could not be told from text.
+        """
+        from wenfang.grammar import ToolCalls
+
+        schemas = ((name, json.dumps(schema, ensure_ascii=False)) for name, schema in self.functions.items())
+        try:
+            return ToolCalls(
+                tuple(schemas), self.opening, self.closing, self.arguments_key, several=self.several, free=self.free
+            )
+        except InputError as error:
+            raise ApiError(str(error), param=param, code="invalid_value") from None
+
+
 class StructuredOutputs(Strict):
     """What a text completion must be, in vLLM's words: one of these."""
 
@@ -77,20 +107,29 @@ class StructuredOutputs(Strict):
     choice: list[str] | None = None
     grammar: str | None = None
     """A Lark grammar."""
+    tool_calls: Calls | None = None
+    """Our own: calls of functions."""
 
-    def shown(self) -> ResponseFormat:
-        """As a chat completion's `response_format`.
+    def demanded(self, param: str) -> "Grammar | None":
+        """The same for the engine.
+
+        Args:
+            param: where the request holds it.
 
         Raises:
-            ApiError: it holds nothing, or several.
+            ApiError: it holds nothing, or several, or what it holds cannot be used.
         """
         given = self.model_dump(exclude_none=True, by_alias=True)
         if len(given) != 1:
             raise _wrong(
-                "structured_outputs",
+                param,
                 zh=f"要恰好一項，而不是 {sorted(given)}",
                 en=f"it must hold exactly one demand, not {sorted(given)}",
             )
+        return (self.tool_calls or self._shown()).grammar(param)
+
+    def _shown(self) -> ResponseFormat:
+        """As a chat completion's `response_format`."""
         if self.json_ is not None:
             return ResponseFormat(type="json_schema", json_schema=NamedSchema(name="text", schema=self.json_))
         if self.grammar is not None:

@@ -14,6 +14,7 @@ from wenfang.core.chat_template import read_chat_template
 from wenfang.core.errors import TokenizerError
 from wenfang.core.language import say
 from wenfang.tokenizer.chat import ChatTemplate, check_messages, check_unicode
+from wenfang.tokenizer.plain import PlainText
 from wenfang.tokenizer.spelling import token_bytes
 
 NO_TEMPLATE = "{{ raise_exception('this model has none, it only continues text') }}"
@@ -46,7 +47,6 @@ class Tokenizer:
 
     def __init__(self, rust: tokenizers.Tokenizer, config: Mapping[str, object]) -> None:
         self._rust = rust
-        self._rust.encode_special_tokens = True
         self._framing = _sharing(rust)  # Here a special token in the text is one.
         named = {name: _content(config.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
         try:
@@ -58,6 +58,7 @@ class Tokenizer:
         self._end = str(named["eos_token"])
         self._special = {t.content: id_ for id_, t in rust.get_added_tokens_decoder().items() if t.special}
         self._special_pattern = re.compile(f"({'|'.join(map(re.escape, self._special))})")
+        self._plain = PlainText(rust, self._special.values())
         self.end_id = self._special[self._end]
         self.bos_id = self._special.get(str(named["bos_token"]), self.end_id)
 
@@ -130,18 +131,22 @@ class Tokenizer:
         return sorted(self._special.values())
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of plain text. Never yields a special token, whatever the text says."""
-        return list(self._rust.encode(text, add_special_tokens=False).ids)
+        """Token ids of plain text. Never yields a special token, whatever the text says.
+
+        Raises:
+            InputError: the vocabulary has a character of it as a special token alone.
+        """
+        return self._plain.encode(text)
 
     def begin(self, text: str) -> list[int]:
         """Token ids of a text to continue, with whatever the tokenizer's own post-processor puts before it, such as a
-        token for the beginning."""
-        ids = list(self._rust.encode(text, add_special_tokens=True).ids)
+        token for the beginning. Raises what `encode` does."""
+        ids = self._plain.begin(text)
         return ids[:-1] if len(ids) > 1 and ids[-1] == self.end_id else ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` for many texts, on all cores."""
-        return [encoding.ids for encoding in self._rust.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return self._plain.encode_batch(texts)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids; special tokens are left out, broken byte sequences become U+FFFD."""
@@ -206,18 +211,19 @@ class Tokenizer:
         """Ids of rendered text, each with the character at which it begins."""
         if MARK.search(text) is None:
             encoding = self._framing.encode(text, add_special_tokens=False)
-            yield from zip(encoding.ids, (start for start, _ in encoding.offsets), strict=True)
-            return
+            ids, offsets = encoding.ids, encoding.offsets
+            special = ((id_, text[slice(*offsets[i])]) for i, id_ in enumerate(ids) if id_ in self._plain.forbidden)
+            # By its name: a normalizer may make one of other text.
+            if all(self._special.get(name.strip()) == id_ for id_, name in special):
+                yield from zip(ids, (start for start, _ in offsets), strict=True)
+                return
         at = 0
         for piece in self._special_pattern.split(text):
             if piece in self._special:
                 yield self._special[piece], at
             else:
                 plain, shift = self._unguard(piece)
-                encoding = self._rust.encode(plain, add_special_tokens=False)
-                yield from (
-                    (id_, at + shift[start]) for id_, (start, _) in zip(encoding.ids, encoding.offsets, strict=True)
-                )
+                yield from ((id_, at + shift[start]) for id_, start in self._plain.encode_with_starts(plain))
             at += len(piece)
 
     def _unguard(self, piece: str) -> tuple[str, list[int]]:

@@ -34,7 +34,7 @@ async def completions(desk: Desk, request: Request, asked: CompletionRequest) ->
         served = await held.enter_async_context(desk.models.use(asked.model))
         starts = await asyncio.to_thread(_starts, served, asked)
         form = asked.structured_outputs
-        grammar = None if form is None else form.shown().grammar("structured_outputs")
+        grammar = None if form is None else form.demanded("structured_outputs")
         jobs = [job for start in starts for job in _jobs(served, asked, start, grammar)]
         prompt_tokens = sum(len(start.ids) for start in starts)
         desk.metrics.read(served.name, prompt_tokens)
