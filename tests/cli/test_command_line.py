@@ -127,7 +127,7 @@ def test_a_dry_run_tells_and_does_nothing(tiny: Path, capsys: pytest.CaptureFixt
 
 
 def test_failures_of_the_machine_are_one_line(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = _said(capsys, "tiny", "broken", "--how", "disk", "--out", "x", code=1)
+    said = _said(capsys, "tiny", "broken", "--how", "disk", "--out", "x", code=2)
     assert said.endswith("model.safetensors: The disk is full. Free some space and run the same command.\n")
     forecast = "Forecast: 1.0 s, 1.0 MB of memory, 1.0 kB of disk.\n"
     assert said.startswith(forecast)

@@ -266,8 +266,9 @@ def test_a_model_smaller_than_its_tokenizer_is_refused(
 def test_a_disk_that_takes_no_more_is_one_line(finished: Finished, place: Path, words: str) -> None:
     """Each library that writes files fails in its own way: here no file may grow beyond 12 kB."""
     folders = {stage: str(finished.output(stage)) for stage in ("corpus", "tokenizer")}
-    _, said = wenfang(place, *words.format(**folders).split(), "--out", "out", code=1, largest_file_bytes=12_000)
-    assert "File too large" in said.splitlines()[-1]
+    _, said = wenfang(place, *words.format(**folders).split(), "--out", "out", code=2, largest_file_bytes=12_000)
+    assert said.splitlines()[-1].startswith(str(place / "out"))
+    assert "would exceed the limit" in said.splitlines()[-1]
     assert "unexpected" not in said  # What the command says of a mistake of ours.
     assert not (place / "out").exists()
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import time
 from pathlib import Path
 
@@ -182,6 +183,16 @@ class TestSeconds:
         state = json.loads(next(place.glob("out.*.partial")).joinpath(ATTEMPTS).read_text())
         assert state["started"] is None
         assert 0 < state["seconds"] < 5
+
+
+def test_a_full_disk_that_names_no_file_is_told_by_the_folder(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(config: BrokenConfig, out: Path, report: Reporter) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")  # As closing a file does.
+
+    monkeypatch.setattr("tiny_stages.broken", fail)
+    with pytest.raises(OSError, match="No space left") as caught:
+        execute_alone(TINY["tiny.broken"], BrokenConfig(), Path("out"), QUIET)
+    assert re.fullmatch(rf"{place}/out\.\w+\.partial", caught.value.filename)
 
 
 def test_only_one_may_hold_a_lock(place: Path) -> None:

@@ -160,11 +160,13 @@ def undisturbed(url: str, engine: FakeEngine, **headers: str) -> Iterator[None]:
         assert len([line for line in lines if '"content":"' in line and '"content":""' not in line]) == 190
 
 
-def tiny_model(folder: Path, tokenizer: Path) -> Path:
+def tiny_model(folder: Path, tokenizer: Path, *, context: int = 256) -> Path:
     """A small random model as a folder."""
     torch.manual_seed(3)
     ids = Tokenizer.load(tokenizer)
-    config = DecoderConfig(vocab_size=ids.vocab_size, dim=32, layers=2, heads=4, kv_heads=2, head_dim=8, hidden=48)
+    config = DecoderConfig(
+        vocab_size=ids.vocab_size, dim=32, layers=2, heads=4, kv_heads=2, head_dim=8, hidden=48, context=context
+    )
     folder.mkdir()
     save_model(Decoder(config), folder, tokenizer=tokenizer, end_id=ids.end_id, bos_id=ids.bos_id, card="# tiny\n")
     return folder

@@ -19,6 +19,7 @@ from wenfang.engine.blocks import BLOCK
 from wenfang.model import load_model
 from wenfang.serve import Dispatcher, create_app
 from wenfang.tokenizer import Tokenizer
+from wenfang.tokenizer.train import CHAT_TEMPLATE
 
 POET = Path(__file__).parents[2] / "models" / "poet"
 ASK = [{"role": "user", "content": "寫一首五言絕句。"}]
@@ -102,14 +103,14 @@ for _schema in SCHEMAS.values():
 TOOLS = [{"type": "function", "function": {"name": name, "parameters": schema}} for name, schema in SCHEMAS.items()]
 
 
-@pytest.fixture(params=[TOOL_TEMPLATE])
+@pytest.fixture(params=[CHAT_TEMPLATE])
 def caller(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
-    """A model that knows nothing, with the poet's tokenizer and a template that shows how calls are written."""
+    """A model that knows nothing, with the poet's tokenizer and our template."""
     tokenizer = tmp_path / "tokenizer"
     shutil.copytree(POET, tokenizer)
     config = json.loads((tokenizer / "tokenizer_config.json").read_text())
     (tokenizer / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": request.param}))
-    engine = Engine.load(tiny_model(tmp_path / "tiny", tokenizer))
+    engine = Engine.load(tiny_model(tmp_path / "tiny", tokenizer, context=768))
     yield engine
     engine.close()
 
@@ -148,7 +149,7 @@ def test_a_forced_call_fulfils_its_schema_however_little_the_model_knows(caller:
     assert most > 1
 
 
-@pytest.mark.parametrize("caller", [TOOL_TEMPLATE.replace("<tool_call>", "召")], indirect=True)
+@pytest.mark.parametrize("caller", [CHAT_TEMPLATE.replace("<tool_call>", "召")], indirect=True)
 def test_calls_of_strict_tools_fulfil_their_schemas_and_text_may_come_instead(caller: Engine) -> None:
     class Zone(pydantic.BaseModel):
         model_config = pydantic.ConfigDict(extra="forbid")

@@ -200,15 +200,17 @@ def test_a_conversation_in_which_the_assistant_is_silent_is_left_out_and_told(ba
     assert "left out 1 conversations in which the assistant says nothing" in told.getvalue()
 
 
+@pytest.mark.parametrize("template", [None, TEMPLATE], ids=["ours", "imported"])
 def test_training_reads_the_ids_of_the_saved_tokenizer(
-    tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    template: str | None, tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tools, calls whose arguments are text as OpenAI has them, results, a system prompt and several turns, by a
-    template in the file where `transformers` keeps it."""
+    """Tools, calls whose arguments are text as OpenAI has them, results, a system prompt and several turns, by our own
+    template and by one in the file where `transformers` keeps it."""
     tokenizer, model = tmp_path / "tokenizer", tmp_path / "model"
     shutil.copytree(tokenizer_folder, tokenizer)
-    template = TEMPLATE.replace("{% generation %}", "").replace("{% endgeneration %}", "")
-    (tokenizer / "chat_template.jinja").write_text(template, encoding="utf-8")
+    if template is not None:
+        plain = template.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+        (tokenizer / "chat_template.jinja").write_text(plain, encoding="utf-8")
     model.mkdir()
     size = Tokenizer.load(tokenizer).vocab_size
     shape = DecoderConfig(vocab_size=size, dim=16, layers=1, heads=2, kv_heads=1, head_dim=8, hidden=24, context=512)
@@ -225,11 +227,16 @@ def test_training_reads_the_ids_of_the_saved_tokenizer(
     assert math.isfinite(summary["validation_loss"])
     saved = AutoTokenizer.from_pretrained(tmp_path / "out")
     ids = saved.apply_chat_template(CONVERSATION, tools=TOOLS)["input_ids"]
-    saved.chat_template = TEMPLATE
-    marked = saved.apply_chat_template(CONVERSATION, tools=TOOLS, return_dict=True, return_assistant_tokens_mask=True)
-    said = zip(ids[1:], marked["assistant_masks"][1:], strict=True)
+    targets = [IGNORED] * len(ids)
+    for number, message in enumerate(CONVERSATION):  # What is learned follows the prompt that a server would make.
+        if message["role"] == "assistant":
+            asked = {"tools": TOOLS, "add_generation_prompt": True}
+            prompt = saved.apply_chat_template(CONVERSATION[:number], **asked)["input_ids"]
+            assert Tokenizer.load(tmp_path / "out").chat(CONVERSATION[:number], **asked) == prompt == ids[: len(prompt)]
+            end = ids.index(saved.eos_token_id, len(prompt)) + 1
+            targets[len(prompt) : end] = ids[len(prompt) : end]
     assert read[0].ids_NT[0, : len(ids) - 1].tolist() == ids[:-1]
-    assert read[0].targets_NT[0, : len(ids) - 1].tolist() == [id_ if mine else IGNORED for id_, mine in said]
+    assert read[0].targets_NT[0, : len(ids) - 1].tolist() == targets[1:]
     assert (read[0].targets_NT[0, len(ids) - 1 :] == IGNORED).all()
 
 

@@ -67,7 +67,7 @@ def test_adam8bit_stays_near_adamw_in_a_quarter_of_the_memory() -> None:
 
 @pytest.mark.parametrize("signed", [True, False])
 def test_eight_bits_hold_seven_decades(signed: bool) -> None:
-    table = levels(signed=signed)
+    table = levels(torch.device("cpu"), signed=signed)
     assert table.shape == (256,)
     assert table.diff().min() > 0
     assert table[-1] == 1

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from train.zoo import ADAPTERS, DECODERS, SHAPE, neighbours
 
 from wenfang.core.errors import InputError
 from wenfang.model import Decoder, DecoderConfig
 from wenfang.model.memory import AttentionSpec, Sight, attention_products
-from wenfang.model.parts import MlaConfig, MoeConfig
 from wenfang.train import flex, placement
+from wenfang.train.adapter import adapt
+from wenfang.train.config import AdapterConfig
 from wenfang.train.loss import cross_entropy_sum
 from wenfang.train.placement import choose
-
-SHAPE = {"dim": 32, "layers": 2, "heads": 2, "kv_heads": 1, "head_dim": 16, "hidden": 24, "context": 16}
 
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,26 +39,26 @@ def test_each_process_needs_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"tie_embeddings": True, "norm": "layer", "absolute_positions": "learned", "ropes": (None,)},
-        {"alibi": True, "ropes": (None,)},
-        {"windows": (4, None), "attention_softcap": 20.0, "logit_softcap": 30.0},
-        {"moe": MoeConfig(experts=4, active=2, hidden=16)},
-        {"mla": MlaConfig(kv_rank=16, rope_dim=8, value_dim=16), "kv_heads": 2},
-        {"ahead": 1},
-    ],
-    ids=str,
+    ("changes", "adapter"),
+    [*((changes, AdapterConfig()) for changes in DECODERS.values()), *(({}, adapter) for adapter in ADAPTERS)],
+    ids=[*DECODERS, *(f"{adapter.method} {adapter.base}" for adapter in ADAPTERS)],
 )
-def test_a_step_keeps_to_the_device_of_its_weights(changes: dict[str, object]) -> None:
-    """Tensors of the device `meta` refuse to meet those of the processor, as a GPU's would."""
+def test_a_step_keeps_to_the_device_of_its_weights_and_reads_no_number(
+    changes: dict[str, object], adapter: AdapterConfig
+) -> None:
+    """Tensors of the device `meta` refuse to meet those of the processor, as a GPU's would, and have no numbers."""
     with torch.device("meta"):
         model = Decoder(DecoderConfig(vocab_size=50, **(SHAPE | changes)))
+        adapt(model, adapter)
     ids_BT = torch.zeros(2, 16, dtype=torch.long, device="meta")
-    nats = cross_entropy_sum(model, ids_BT, ids_BT, ids_BT, ids_BT, torch.bfloat16, label_smoothing=0.1, z_loss=0.1)
+    known, dtype = neighbours(model.config, ids_BT), torch.bfloat16
+    nats = cross_entropy_sum(
+        model, ids_BT, ids_BT, ids_BT, ids_BT, dtype, label_smoothing=0.1, z_loss=0.1, neighbours_BSNR=known
+    )
     nats.backward()
-    assert all(w.grad is None or w.grad.device == w.device for w in model.parameters())
+    learned = [weight for weight in model.parameters() if weight.requires_grad]
+    assert all(weight.grad is None or weight.grad.device == weight.device for weight in learned)
+    assert any(weight.grad is not None for weight in learned)
 
 
 @pytest.fixture

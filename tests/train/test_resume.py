@@ -2,6 +2,8 @@
 
 import errno
 import json
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -71,12 +73,26 @@ def test_a_stopped_and_killed_run_resumes_to_the_same_bits(
         assert not killed.exists()
     assert 14 <= newest(killed.parent) < 60
 
+    reached = newest(killed.parent)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, *words, "--out", str(killed)], stderr=subprocess.PIPE, text=True
+    )
+    while newest(killed.parent) < reached + 3:
+        time.sleep(0.005)
+        assert process.poll() is None
+    # From now on no file takes more: the kernel refuses a write in its midst, as on a disk that has filled up.
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert re.search(r"step-\d+\.safetensors\.partial: The file would exceed the limit", said.splitlines()[-1])
+    assert reached + 3 <= newest(killed.parent) < 60
+
     def find_no_room(*given: object, **named: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "model.safetensors")
 
     with monkeypatch.context() as patch:  # The disk is full when the model is to be written.
         patch.setattr(pretrain, "save_model", find_no_room)
-        assert main([*words, "--out", str(killed)]) == 1
+        assert main([*words, "--out", str(killed)]) == 2
     assert newest(killed.parent) == 60
     assert main([*words, "--out", str(killed)]) == 0
     expected, resumed = load_model(undisturbed).state_dict(), load_model(killed).state_dict()

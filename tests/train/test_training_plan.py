@@ -111,7 +111,7 @@ def test_quantised_bases_and_small_optimisers_take_the_space_their_formats_say()
 
 def test_a_forecast_leaves_nothing_behind_that_training_meets() -> None:
     """The levels of eight bits are made once; a forecast, whose tensors have no numbers, may be the first to ask."""
-    adam8bit._levels.cache_clear()
+    adam8bit._TABLES.clear()
     plan_training(SMALL, batch=1, context=64, optimizer=OptimizerConfig(name="adam8bit"))
     values = torch.linspace(-1, 1, 4096)
     again = adam8bit.dequantise(*adam8bit.quantise(values, signed=True), signed=True)

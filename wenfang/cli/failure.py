@@ -15,6 +15,8 @@ from wenfang.core.errors import WenfangError, nearest
 from wenfang.core.language import say
 
 USAGE_CODE = 2
+UNFIT_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+"""What the operating system says of a place that was given and cannot be used, as an input that cannot."""
 PACKAGE = Path(wenfang.__file__).parent
 
 
@@ -40,7 +42,7 @@ def explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, BrokenPipeError):
         return "", 141
     if isinstance(error, OSError):
-        return _system(error), 1
+        return _system(error), USAGE_CODE if error.errno in UNFIT_PLACE else 1
     if isinstance(error, MemoryError):
         return say(zh="記憶體不足。請縮小模型或批次。", en="Out of memory. Make the model or the batch smaller."), 1
     return _unexpected(error, error.__traceback__), 1
@@ -126,6 +128,11 @@ def _system(error: OSError) -> str:
             en="The file system is read-only. Make it writable and run the same command, or choose another folder.",
         ),
     }
+    advice[errno.EFBIG] = say(
+        zh="檔案超過這個磁碟或使用者的上限（ulimit -f）。請提高上限後再執行同一個指令，或換個資料夾。",
+        en="The file would exceed the limit of this disk or user (ulimit -f). Raise it and run the same command, or "
+        "choose another folder.",
+    )
     advice[errno.EDQUOT] = advice[errno.ENOSPC]
     advice[errno.EACCES] = advice[errno.EPERM] = say(
         zh="沒有權限。請檢查擁有者與權限。", en="Permission denied. Check owner and permissions."

@@ -27,7 +27,7 @@ def launch(processes: int) -> None:
     """Run this command in `processes` processes on this machine and wait for them.
 
     Raises:
-        InputError: the processes refused the input, and the first of them has said why.
+        InputError: a process cannot use its input or its disk, and has said why.
         Interrupted: the user stopped the job.
         Fallen: a process ended otherwise.
     """
@@ -57,7 +57,12 @@ def launch(processes: int) -> None:
 
 def _explained(number: int, processes: int, code: int) -> WenfangError:
     if code == InputError.exit_code:
-        return InputError(say(zh="輸入不合，未開始。", en="The input was refused; nothing was started."))
+        return InputError(
+            say(
+                zh="所有行程已停止。請排除上述問題，再執行同一個指令。",
+                en="All processes were stopped. Set right what is said above, then run the same command.",
+            )
+        )
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
     return Fallen(
         say(

@@ -1,6 +1,7 @@
 """Facts about this machine, measured rather than guessed."""
 
 import functools
+import math
 import os
 import platform
 import re
@@ -10,6 +11,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from wenfang.core.cgroup import memory_limit_bytes, processor_limit
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +24,9 @@ class Hardware:
 
     processor: str
     cores: int
+    """Those that this process may use; a container's share of one counts as one."""
     memory_bytes: int
+    """The machine's, or as much of it as the container lets this process use."""
     bf16: bool
     """The processor multiplies bfloat16 natively; without it bf16 is slower than fp32."""
     compiler: bool
@@ -32,10 +37,12 @@ class Hardware:
 def detect() -> Hardware:
     """Look at the machine without measuring or importing anything heavy."""
     flags = _cpuinfo("flags") or _cpuinfo("Features")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Hardware(
         processor=_cpuinfo("model name") or platform.processor() or platform.machine(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        cores=min(cores, math.ceil(processor_limit() or cores)),
+        memory_bytes=min(memory, memory_limit_bytes() or memory),
         bf16="avx512_bf16" in flags or "amx_bf16" in flags or "bf16" in flags.split(),
         compiler=shutil.which(os.environ.get("CXX", "g++")) is not None or shutil.which("clang++") is not None,
     )

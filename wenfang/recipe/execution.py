@@ -1,6 +1,7 @@
 """Runs one stage into a folder that appears whole or not at all, and goes on where a killed run stopped."""
 
 import contextlib
+import errno
 import json
 import shutil
 import tempfile
@@ -66,13 +67,14 @@ def execute(
     Raises:
         InputError: the stage refuses its input; nothing is left but what an earlier attempt had done.
         WenfangError: what else the stage raises; its unfinished work stays for the next attempt.
+        OSError: the disk is full or may not be written; the unfinished work stays as well.
     """
     inputs = input_fingerprints(config) if inputs is None else inputs
     fingerprint = fingerprint_stage(stage, config, inputs)
     partial = partial_folder(out, fingerprint)
     manifest = _finished(partial, stage.kind)
     if manifest is None:
-        with _attempt(partial, report) as attempt:
+        with _naming(partial), _attempt(partial, report) as attempt:
             reporter = Reporter(metrics_path=partial / "metrics.jsonl", console=report.console)
             summary = stage.function()(config, partial, reporter)
         manifest = Manifest(
@@ -220,6 +222,17 @@ class _Attempt:
 
     def _keep(self, seconds: float, *, started: float | None) -> None:
         write_atomically(self._path, json.dumps({"seconds": seconds, "started": started}).encode())
+
+
+@contextlib.contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Say where the disk is full: a write that fails does not know its file, as opening it would."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            error.filename = str(folder)
+        raise
 
 
 @contextlib.contextmanager

@@ -19,8 +19,20 @@ SPECIAL_TOKENS = ("<|pad|>", "<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 SMALLEST_VOCABULARY = len(SPECIAL_TOKENS) + len(BYTES) + 1
 
+# Calls are written as Qwen and Hermes have them. A tool's result begins with two roles, which no text can forge: it is
+# not the user's word, and has not a system prompt's authority either.
 CHAT_TEMPLATE = (
-    "<|bos|>{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
+    "<|bos|>{% if tools %}<|system|><tools>\n"
+    "{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}</tools><|end|>{% endif %}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'tool' %}<|user|><|system|>{% else %}<|{{ message['role'] }}|>{% endif %}"
+    "{{ message['content'] or '' }}"
+    "{% for call in message['tool_calls'] or [] %}{% set function = call['function'] or call %}"
+    "{% if message['content'] or not loop.first %}{{ '\\n' }}{% endif %}"
+    '<tool_call>\n{"name": {{ function.name | tojson }}, "arguments": '
+    "{% if function['arguments'] is string %}{{ function['arguments'] }}"
+    "{% else %}{{ function['arguments'] | tojson }}{% endif %}}\n</tool_call>"
+    "{% endfor %}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 

@@ -4,7 +4,6 @@ Each block of 256 numbers is divided by its largest magnitude and each number re
 one byte instead of four, and one scale per block.
 """
 
-import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,28 +16,30 @@ SMALLEST = 4096
 """Weights with fewer elements keep moments in full: they take no memory and suffer most."""
 
 
-def levels(*, signed: bool) -> Tensor:
+_TABLES: dict[tuple[bool, torch.device], Tensor] = {}
+
+
+def levels(device: torch.device, *, signed: bool) -> Tensor:
     """The 256 ascending levels in [−1, 1] or [0, 1] of dynamic tree quantisation: seven decades, each with twice as
     many levels as the one below, so that small numbers keep their relative precision."""
-    return torch.tensor(_levels(signed))
-
-
-@functools.cache
-def _levels(signed: bool) -> tuple[float, ...]:
-    # Plain numbers: a tensor kept from a forecast, which has no memory, would end every training after it.
+    if (signed, device) in _TABLES:
+        return _TABLES[signed, device]
     decades, positive = 7, list[float]()
     for decade in range(decades):
         count = 2 ** (decade if signed else decade + 1)
         middles = [0.1 + 0.9 * (step + 0.5) / count for step in range(count)]
         positive += [middle * 10.0 ** (decade - decades + 1) for middle in middles]
-    return tuple(sorted(positive + ([-value for value in positive] if signed else []) + [0.0, 1.0]))
+    table = torch.tensor(sorted(positive + ([-value for value in positive] if signed else []) + [0.0, 1.0])).to(device)
+    if type(table) is Tensor:  # One made in a forecast has no memory, and would end every training after it.
+        _TABLES[signed, device] = table
+    return table
 
 
 def quantise(values: Tensor, *, signed: bool) -> tuple[Tensor, Tensor]:
     """Codes (uint8, the shape of `values`) and the largest magnitude of each block (fp32)."""
     blocks = _blocks(values)
     scales = blocks.abs().amax(1)
-    table = levels(signed=signed).to(values.device)
+    table = levels(values.device, signed=signed)
     normal = blocks / scales.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
     codes = torch.bucketize(normal, (table[1:] + table[:-1]) / 2)
     if not signed:  # A second moment rounded down to zero would blow its update up.
@@ -49,7 +50,7 @@ def quantise(values: Tensor, *, signed: bool) -> tuple[Tensor, Tensor]:
 
 def dequantise(codes: Tensor, scales: Tensor, *, signed: bool) -> Tensor:
     """The fp32 numbers nearest to what was quantised."""
-    values = levels(signed=signed).to(codes.device)[_blocks(codes).long()] * scales[:, None]
+    values = levels(codes.device, signed=signed)[_blocks(codes).long()] * scales[:, None]
     return values.flatten()[: codes.numel()].view_as(codes)
 
 
@@ -83,7 +84,8 @@ class Adam8bit(Optimizer):
 
     def _update(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[weight]
-        state.setdefault("step", torch.zeros((), dtype=torch.int64)).add_(1)
+        # A checkpoint brings it back to where the weight is, and a GPU would be waited for at each look.
+        state["step"] = state.get("step", torch.zeros((), dtype=torch.int64)).cpu() + 1
         (b1, b2), step = group["betas"], int(state["step"])
         first = self._moment(weight, "first", signed=True).lerp_(gradient, 1 - b1)
         second = self._moment(weight, "second", signed=False).lerp_(gradient.square(), 1 - b2)

@@ -42,12 +42,14 @@ def quantise(weight_OI: Tensor, form: Format) -> tuple[Tensor, Tensor]:
     return codes[:, 0] << 4 | codes[:, 1], scales_N1
 
 
-def dequantise(codes: Tensor, scales: Tensor, form: Format, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """The weight_OI nearest to what was quantised."""
-    if form == "int8":
+def dequantise(
+    codes: Tensor, scales: Tensor, levels: Tensor | None, shape: tuple[int, int], dtype: torch.dtype
+) -> Tensor:
+    """The weight_OI nearest to what was quantised; `levels` are NF4's, None stands for int8."""
+    if levels is None:
         return (codes * scales).to(dtype)
     pairs = torch.stack((codes >> 4, codes & 15), dim=-1)
-    blocks = NF4_LEVELS.to(codes.device)[pairs.view(-1, BLOCK).long()] * scales
+    blocks = levels[pairs.view(-1, BLOCK).long()] * scales
     return blocks.flatten()[: shape[0] * shape[1]].view(shape).to(dtype)
 
 
@@ -62,6 +64,8 @@ class FrozenLinear(nn.Module):
 
     codes: Tensor
     scales: Tensor
+    levels: Tensor | None
+    """Where the codes are: fetched from the processor for each product, they would make a GPU wait for it."""
     bias: Tensor | None
 
     def __init__(self, weight_OI: Tensor, bias: Tensor | None, form: Format) -> None:
@@ -71,32 +75,35 @@ class FrozenLinear(nn.Module):
         codes, scales = quantise(weight_OI, form)
         self.register_buffer("codes", codes)
         self.register_buffer("scales", scales)
+        self.register_buffer("levels", NF4_LEVELS.to(codes.device) if form == "nf4" else None, persistent=False)
         self.register_buffer("bias", None if bias is None else bias.detach())
 
     def forward(self, x: Tensor) -> Tensor:
         shape = (self.out_features, self.in_features)
         product: Callable[..., Tensor] = _Product.apply
-        y = product(x, self.codes, self.scales, self.form, shape)
+        y = product(x, self.codes, self.scales, self.levels, shape)
         return y if self.bias is None else y + self.bias.to(x.dtype)
 
     @property
     def weight(self) -> Tensor:
         """The dense weight_OI in fp32, made anew."""
         shape = (self.out_features, self.in_features)
-        return dequantise(self.codes, self.scales, self.form, shape, torch.float32)
+        return dequantise(self.codes, self.scales, self.levels, shape, torch.float32)
 
 
 class _Product(torch.autograd.Function):
     """A plain product would keep the dense weight for its gradient; this one expands it a second time."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, codes: Tensor, scales: Tensor, form: Format, shape: tuple[int, int]) -> Tensor:
-        ctx.save_for_backward(codes, scales)
-        ctx.form, ctx.shape = form, shape
-        return F.linear(x, dequantise(codes, scales, form, shape, x.dtype))
+    def forward(
+        ctx: Any, x: Tensor, codes: Tensor, scales: Tensor, levels: Tensor | None, shape: tuple[int, int]
+    ) -> Tensor:
+        ctx.save_for_backward(codes, scales, levels)
+        ctx.shape = shape
+        return F.linear(x, dequantise(codes, scales, levels, shape, x.dtype))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, None, None, None]:
         (gradient,) = gradients
-        codes, scales = ctx.saved_tensors
-        return gradient @ dequantise(codes, scales, ctx.form, ctx.shape, gradient.dtype), None, None, None, None
+        codes, scales, levels = ctx.saved_tensors
+        return gradient @ dequantise(codes, scales, levels, ctx.shape, gradient.dtype), None, None, None, None

@@ -52,8 +52,8 @@ class GaLore(Optimizer):
         turned = gradient_RC.shape[0] < gradient_RC.shape[1]
         tall = gradient_RC.mT if turned else gradient_RC
         state = self.state[weight]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.int64)
+        # A checkpoint brings it back to where the weight is, and a GPU would be waited for at each look.
+        state["step"] = state.get("step", torch.zeros((), dtype=torch.int64)).cpu()
         if "basis" not in state or int(state["step"]) % group["refresh"] == 0:
             state["basis"] = _leading(tall, group["rank"])
         state["step"] += 1
