@@ -18,7 +18,7 @@ import httpx
 import pytest
 from cli.test_serve_engines import children, serving
 from openai import BadRequestError, OpenAI
-from serve.fakes import TOOL_TEMPLATE, live, tiny_adapter
+from serve.fakes import live, tiny_adapter
 
 from wenfang.serve import Metrics, ModelPool, Source, create_app_for
 
@@ -36,6 +36,14 @@ SCHEMA = {
 TOOL = {"type": "function", "function": {"name": "write", "parameters": SCHEMA}}
 TOLERANCE = 1e-4
 """Of log-probabilities: ten times what the order of additions was seen to make of float32 (4e-6)."""
+
+TOOL_TEMPLATE = """<|bos|>{% for tool in tools or [] %}{{ tool.function.name }} {% endfor %}\
+{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\
+{% for call in m.tool_calls %}
+<tool_call>
+{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
+</tool_call>{% endfor %}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"""
+"""A chat template that shows how calls are written."""
 
 
 def environment(place: Path) -> dict[str, str]:

@@ -19,14 +19,6 @@ from wenfang.serve import claim_port, url_of
 from wenfang.serve.listen import configure
 from wenfang.tokenizer import Tokenizer
 
-TOOL_TEMPLATE = """<|bos|>{% for tool in tools or [] %}{{ tool.function.name }} {% endfor %}\
-{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\
-{% for call in m.tool_calls %}
-<tool_call>
-{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
-</tool_call>{% endfor %}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"""
-"""A chat template that shows how calls are written."""
-
 CHARACTERS = "春江潮水連海平海上明月共潮生灩灩隨波千萬里何處無"
 
 

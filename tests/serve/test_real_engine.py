@@ -12,7 +12,7 @@ import jsonschema
 import pydantic
 import pytest
 from openai import BadRequestError, OpenAI, pydantic_function_tool
-from serve.fakes import TOOL_TEMPLATE, live, tiny_model
+from serve.fakes import live, tiny_model
 
 from wenfang.engine import Engine, SamplingParams
 from wenfang.engine.blocks import BLOCK
