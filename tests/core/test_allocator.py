@@ -56,3 +56,32 @@ def test_freed_memory_goes_back_to_the_system() -> None:
     full, kept, left = map(int, printed.split())
     assert full - kept < 0.1 * full
     assert left < 0.5 * full
+
+
+HANDED = """
+import sys
+from wenfang.core.allocator import hand_back_freed_memory
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+if sys.argv[1] == "hand back":
+    assert hand_back_freed_memory()
+blocks = [bytearray(b"x") * (8 << 20)]
+del blocks[0]  # From now on glibc puts blocks of up to this size between the others.
+blocks = [bytearray(b"x") * (1 << 20) for _ in range(100)]
+full = resident()
+del blocks[:-1]
+print(full, resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another libc manages memory here")
+def test_large_blocks_go_back_at_once_where_glibc_would_keep_them() -> None:
+    left = {}
+    for how in ("hand back", "keep"):
+        printed = subprocess.run([sys.executable, "-c", HANDED, how], capture_output=True, check=True, text=True).stdout
+        full, kept = map(int, printed.split())
+        left[how] = full - kept
+    assert left["hand back"] > 95 << 20
+    assert left["keep"] < 50 << 20

@@ -3,8 +3,10 @@
 import ctypes
 import platform
 
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
-"""glibc's names for two of its settings (mallopt(3))."""
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+"""glibc's names for three of its settings (mallopt(3))."""
+LARGE = 512 << 10
+"""Bytes of a block that `hand_back_freed_memory` keeps apart."""
 
 
 def keep_freed_memory() -> bool:
@@ -19,6 +21,16 @@ def keep_freed_memory() -> bool:
         return False
     libc = ctypes.CDLL(None)
     return bool(libc.mallopt(_MMAP_MAX, 0) and libc.mallopt(_TRIM_THRESHOLD, -1))
+
+
+def hand_back_freed_memory() -> bool:
+    """Hand large blocks back to the kernel when they are freed; returns whether the system's libc can.
+
+    glibc does so until the first one is freed: from then on it puts blocks of that size between the others, where holes
+    stay. What sharding gathers and lets go of block by block would take as much memory as it saves (docs/log.md,
+    2026-11-26).
+    """
+    return platform.libc_ver()[0] == "glibc" and bool(ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, LARGE))
 
 
 def return_freed_memory() -> None:

@@ -82,8 +82,7 @@ def _forecast(config: TrainConfig, shape: DecoderConfig, adapter: AdapterConfig 
     checkpoint = trained + plan.optimizer_bytes
     summed = trained if config.accumulate > 1 else 0  # Gradients stay while the next batch makes its activations.
     flops = shape.training_flops(config.steps * config.accumulate * config.batch * config.context, config.context)
-    # On processors what FSDP gathers took as much as the parts that lie elsewhere (docs/log.md, 2026-11-26).
-    parts = processes if config.shard and device.type != "cpu" else 1
+    parts = processes if config.shard else 1
     elsewhere = (plan.weights_bytes + plan.optimizer_bytes + summed) * (parts - 1) // parts
     process_bytes = plan.memory_bytes + summed + READING_BYTES - elsewhere
     options = {name: getattr(config, name, 0) for name in ("batch", "context", "layers", "dim")}

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from wenfang.core.allocator import keep_freed_memory
+from wenfang.core.allocator import hand_back_freed_memory, keep_freed_memory
 from wenfang.core.artifact import Summary
 from wenfang.core.hardware import matmul_flops
 from wenfang.core.language import say
@@ -49,7 +49,10 @@ def train(model: Decoder, task: Task, config: TrainConfig, out: Path, report: Re
         ModelError: the checkpoint in `out` is of another architecture.
         OSError: a checkpoint cannot be written; those before it are untouched.
     """
-    keep_freed_memory()
+    if config.shard:
+        hand_back_freed_memory()
+    else:
+        keep_freed_memory()
     device = choose(config.device)
     with placed(model, device), contextlib.closing(_Run(model, task, config, out, report, device)) as run:
         run.resume()
