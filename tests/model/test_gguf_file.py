@@ -103,6 +103,14 @@ def test_any_damage_to_a_header_is_survived(data: st.DataObject, tmp_path: Path)
             assert tuple(file.read(name).shape) == stored.shape
 
 
+@pytest.mark.parametrize("kind", [0, 1, 8])
+def test_a_tensor_without_numbers_is_read(kind: int, tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(gguf_bytes([], [tensor("v", [32, 0], kind=kind), tensor("w", [0], kind=0)], bytes(64)))
+    assert GGUFFile(path).read("v").shape == (0, 32)
+    assert GGUFFile(path).read("w").shape == (0,)
+
+
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"])
 def test_every_kind_reads_as_the_format_package_reads_it(kind: str, tmp_path: Path) -> None:
     qtype, rng = GGMLQuantizationType[kind], np.random.default_rng(0)

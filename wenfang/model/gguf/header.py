@@ -124,6 +124,8 @@ class GGUFFile:
         block, block_bytes = GGML_QUANT_SIZES[stored.kind]
         match stored.kind.name:
             case kind if kind in PLAIN:
+                if stored.begin == stored.end:  # What torch takes from an empty array has no other dtype's view.
+                    return torch.empty(stored.shape, dtype=PLAIN[kind])
                 return torch.from_numpy(self._mapped(stored.begin, stored.end)).view(PLAIN[kind]).view(stored.shape)
             case kind if kind in READABLE:
                 values = torch.empty(stored.shape, dtype=dtype)
