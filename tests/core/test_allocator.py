@@ -35,7 +35,7 @@ def test_memory_once_freed_is_used_again_without_a_page_fault() -> None:
 
 FREED = """
 import sys
-from wenfang.core.allocator import return_freed_memory
+from wenfang.core.allocator import trim_memory
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
@@ -45,7 +45,7 @@ last = bytearray(64 << 10)  # Stays above them, so that the heap cannot shrink f
 full = resident()
 del blocks
 kept = resident()
-return_freed_memory()
+trim_memory()
 print(full, kept, resident())
 """
 
@@ -60,13 +60,13 @@ def test_freed_memory_goes_back_to_the_system() -> None:
 
 HANDED = """
 import sys
-from wenfang.core.allocator import hand_back_freed_memory
+from wenfang.core.allocator import return_freed_blocks
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
 
-if sys.argv[1] == "hand back":
-    assert hand_back_freed_memory()
+if sys.argv[1] == "return":
+    assert return_freed_blocks()
 blocks = [bytearray(b"x") * (8 << 20)]
 del blocks[0]  # From now on glibc puts blocks of up to this size between the others.
 blocks = [bytearray(b"x") * (1 << 20) for _ in range(100)]
@@ -79,9 +79,9 @@ print(full, resident())
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another libc manages memory here")
 def test_large_blocks_go_back_at_once_where_glibc_would_keep_them() -> None:
     left = {}
-    for how in ("hand back", "keep"):
+    for how in ("return", "keep"):
         printed = subprocess.run([sys.executable, "-c", HANDED, how], capture_output=True, check=True, text=True).stdout
         full, kept = map(int, printed.split())
         left[how] = full - kept
-    assert left["hand back"] > 95 << 20
+    assert left["return"] > 95 << 20
     assert left["keep"] < 50 << 20

@@ -32,9 +32,10 @@ class LlamaCpp:
     def __init__(self, address: str) -> None:
         self.address = address
 
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids of plain text."""
-        ids: list[int] = self._post("/tokenize", {"content": text, "parse_special": False})["tokens"]
+    def tokenize(self, text: str, *, begin: bool = False) -> list[int]:
+        """Token ids of plain text, or of a text that begins here."""
+        asked = {"content": text, "parse_special": False, "add_special": begin}
+        ids: list[int] = self._post("/tokenize", asked)["tokens"]
         return ids
 
     def detokenize(self, ids: list[int]) -> str:

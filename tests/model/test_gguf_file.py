@@ -12,12 +12,14 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from gguf.quants import dequantize, quantize
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from judge_llama_cpp import llama_cpp
 from test_folder import SHAPES, write
 
 from wenfang.core.errors import ModelError
 from wenfang.model import load_config, load_model
 from wenfang.model.gguf import GGUFFile, export_gguf, load_gguf_tokenizer
 from wenfang.model.gguf.header import READABLE
+from wenfang.tokenizer import Tokenizer
 
 STRING, ARRAY, UINT32, FLOAT32 = 8, 9, 4, 6
 
@@ -225,6 +227,30 @@ def test_a_damaged_vocabulary_is_refused(change, told: str, sound: Path) -> None
     rewritten(sound, change)
     with pytest.raises(ModelError, match=told):
         load_gguf_tokenizer(sound)
+
+
+@pytest.mark.parametrize("said", [True, False, None])
+@pytest.mark.parametrize("model", ["gpt2", "llama"])
+def test_a_text_begins_with_what_the_file_says_as_in_llama_cpp(model: str, said: bool | None, sound: Path) -> None:
+    def change(keys: dict, _tensors: dict) -> None:
+        keys.pop("tokenizer.huggingface.json", None)
+        _, types = keys.pop("tokenizer.ggml.add_bos_token")
+        if said is not None:
+            keys["tokenizer.ggml.add_bos_token"] = (said, types)
+        if model == "gpt2":
+            keys.pop("tokenizer.ggml.scores")
+            keys["tokenizer.ggml.model"] = ("gpt2", keys["tokenizer.ggml.model"][1])
+            keys["tokenizer.ggml.pre"] = ("gpt-2", keys["tokenizer.ggml.model"][1])
+            tokens, types = keys["tokenizer.ggml.tokens"]
+            joined = next(t for t in tokens if len(t) == 2 and set(t) <= set(tokens))
+            keys["tokenizer.ggml.merges"] = ([" ".join(joined)], types)
+
+    rewritten(sound, change)
+    tokenizer = Tokenizer(*load_gguf_tokenizer(sound))
+    begins = tokenizer.begin("ab") == [tokenizer.bos_id, *tokenizer.encode("ab")]
+    assert begins is (model == "llama" if said is None else said)
+    with llama_cpp(sound, context=16) as theirs:
+        assert (theirs.tokenize("ab", begin=True)[:1] == [tokenizer.bos_id]) is begins
 
 
 def test_the_config_comes_back(sound: Path) -> None:

@@ -141,6 +141,7 @@ def check_published(path: Path, messages: list[Message], reply: str) -> None:
     with llama_cpp(path, context=128) as theirs:
         for text in NASTY:
             assert tokenizer.encode(text) == theirs.tokenize(text)
+            assert tokenizer.begin(text) == theirs.tokenize(text, begin=True)
         if messages:
             assert theirs.render(messages) == tokenizer._rust.decode(prompt, skip_special_tokens=False)
         for i in range(len(prompt), len(ids) - 1):

@@ -73,8 +73,11 @@ def test_something_already_there_is_not_overwritten(corpus: Path, occupied: str)
 
 def test_an_empty_folder_is_as_good_as_none(corpus: Path) -> None:
     Path("out").mkdir()
-    execute_alone(TINY["tiny.model"], ModelConfig(corpus=corpus), Path("out"), QUIET)
+    returned = execute_alone(TINY["tiny.model"], ModelConfig(corpus=corpus), Path("out"), QUIET)
     check_artifact(Path("out"), "model")
+    assert read_manifest(Path("out")) == returned
+    assert (Path("out") / "model.txt").read_text(encoding="utf-8") == "床前明月光"
+    assert sorted(path.name for path in Path().iterdir()) == ["corpus", "out", "verse.txt"]
 
 
 def test_inputs_are_checked_before_the_stage_is_imported(corpus: Path) -> None:

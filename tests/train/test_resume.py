@@ -44,6 +44,18 @@ def newest(folder: Path) -> int:
     return max((int(name.removeprefix("step-")) for name in names), default=0)
 
 
+def slow_run(words: list[str], out: Path, steps: int) -> "subprocess.Popen[str]":
+    """A slow run under way that has written checkpoints of so many more steps."""
+    before = newest(out.parent)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, *words, "--out", str(out)], stderr=subprocess.PIPE, text=True
+    )
+    while newest(out.parent) < before + steps:
+        time.sleep(0.005)
+        assert process.poll() is None
+    return process
+
+
 def curve(folder: Path) -> list[tuple[float, ...]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [(line["step"], line.get("loss"), line.get("validation_loss")) for line in lines]
@@ -56,13 +68,7 @@ def test_a_stopped_and_killed_run_resumes_to_the_same_bits(
     undisturbed, killed = tmp_path / "undisturbed/out", tmp_path / "killed/out"
     assert main([*words, "--out", str(undisturbed)]) == 0
     for number, code in ((signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)):
-        before = newest(killed.parent)
-        process = subprocess.Popen(
-            [sys.executable, "-c", SLOW, *words, "--out", str(killed)], stderr=subprocess.PIPE, text=True
-        )
-        while newest(killed.parent) < before + 7:
-            time.sleep(0.005)
-            assert process.poll() is None
+        process = slow_run(words, killed, 7)
         process.send_signal(number)
         reached = newest(killed.parent)
         _, said = process.communicate(timeout=60)
@@ -74,12 +80,7 @@ def test_a_stopped_and_killed_run_resumes_to_the_same_bits(
     assert 14 <= newest(killed.parent) < 60
 
     reached = newest(killed.parent)
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, *words, "--out", str(killed)], stderr=subprocess.PIPE, text=True
-    )
-    while newest(killed.parent) < reached + 3:
-        time.sleep(0.005)
-        assert process.poll() is None
+    process = slow_run(words, killed, 3)
     # From now on no file takes more: the kernel refuses a write in its midst, as on a disk that has filled up.
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
     _, said = process.communicate(timeout=60)

@@ -6,7 +6,7 @@ import platform
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 """glibc's names for three of its settings (mallopt(3))."""
 LARGE = 512 << 10
-"""Bytes of a block that `hand_back_freed_memory` keeps apart."""
+"""Bytes of a block that `return_freed_blocks` keeps apart."""
 
 
 def keep_freed_memory() -> bool:
@@ -23,7 +23,7 @@ def keep_freed_memory() -> bool:
     return bool(libc.mallopt(_MMAP_MAX, 0) and libc.mallopt(_TRIM_THRESHOLD, -1))
 
 
-def hand_back_freed_memory() -> bool:
+def return_freed_blocks() -> bool:
     """Hand large blocks back to the kernel when they are freed; returns whether the system's libc can.
 
     glibc does so until the first one is freed: from then on it puts blocks of that size between the others, where holes
@@ -33,7 +33,7 @@ def hand_back_freed_memory() -> bool:
     return platform.libc_ver()[0] == "glibc" and bool(ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, LARGE))
 
 
-def return_freed_memory() -> None:
+def trim_memory() -> None:
     """Give back what malloc holds of freed memory between small objects, where the system's libc can."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)

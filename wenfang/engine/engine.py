@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from wenfang.core.allocator import return_freed_memory
+from wenfang.core.allocator import trim_memory
 from wenfang.core.errors import InputError, WenfangError
 from wenfang.core.language import say
 from wenfang.engine.batch import Batch
@@ -97,9 +97,9 @@ class Engine:
         """
         # A tokenizer takes several times its memory while it is read, so that comes before the weights.
         tokenizer = load_tokenizer(folder)
-        return_freed_memory()
+        trim_memory()
         model = load_model(folder) if quantize is None else load_quantized(folder, quantize)
-        return_freed_memory()
+        trim_memory()
         return cls(model, tokenizer, name=folder.resolve().name, max_batch=max_batch, speculation=speculation)
 
     def stream(self, prompt: Sequence[int], params: SamplingParams, *, adapter: str | None = None) -> Stream:

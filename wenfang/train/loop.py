@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from wenfang.core.allocator import hand_back_freed_memory, keep_freed_memory
+from wenfang.core.allocator import keep_freed_memory, return_freed_blocks
 from wenfang.core.artifact import Summary
 from wenfang.core.hardware import matmul_flops
 from wenfang.core.language import say
@@ -50,7 +50,7 @@ def train(model: Decoder, task: Task, config: TrainConfig, out: Path, report: Re
         OSError: a checkpoint cannot be written; those before it are untouched.
     """
     if config.shard:
-        hand_back_freed_memory()
+        return_freed_blocks()
     else:
         keep_freed_memory()
     device = choose(config.device)

@@ -62,14 +62,32 @@ def read_tokenizer(file: GGUFFile) -> tuple[dict[str, Any], dict[str, Any]]:
         raise broken(file.path, say(zh="沒有結束符號", en="it names no end token (tokenizer.ggml.eos_token_id)"))
     if template := file.metadata.get("tokenizer.chat_template"):
         settings["chat_template"] = template
-    settings["add_bos_token"] = file.metadata.get("tokenizer.ggml.add_bos_token") is True
+    settings["add_bos_token"] = file.metadata.get("tokenizer.ggml.add_bos_token", _begins_by_custom(file)) is True
     embedded = file.metadata.get("tokenizer.huggingface.json")
     if embedded is not None:
         return _embedded(file, str(embedded), tokens), settings
     vocabulary = _vocabulary(file)
     ends = {id_ for id_, token in enumerate(tokens) if token in (settings["eos_token"], settings.get("bos_token"))}
     types = [TokenType.CONTROL if id_ in ends else kind for id_, kind in enumerate(vocabulary.types)]
-    return tokenizer_json(replace(vocabulary, types=types)), settings
+    document = tokenizer_json(replace(vocabulary, types=types))
+    if settings["add_bos_token"] and "bos_token" in settings:
+        document["post_processor"] = _beginning(settings["bos_token"], tokens.index(settings["bos_token"]))
+    return document, settings
+
+
+def _begins_by_custom(file: GGUFFile) -> bool:
+    """Whether texts begin with a token for that where a file does not say so, as llama.cpp has it."""
+    keys = file.metadata
+    return keys.get("tokenizer.ggml.model") == "llama" or keys.get("tokenizer.ggml.pre") in IGNORE_MERGES
+
+
+def _beginning(token: str, id_: int) -> dict[str, Any]:
+    """What puts a token before every text."""
+    begin: list[dict[str, Any]] = [{"SpecialToken": {"id": token, "type_id": 0}}]
+    first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+    special = {token: {"id": token, "ids": [id_], "tokens": [token]}}
+    both = [*begin, first, *begin, second]
+    return {"type": "TemplateProcessing", "single": [*begin, first], "pair": both, "special_tokens": special}
 
 
 def tokenizer_json(vocabulary: Vocabulary) -> dict[str, Any]:
