@@ -27,7 +27,7 @@ from wenfang.core.hardware import peak_memory_bytes
 
 OURS, LLAMA, TRANSFORMERS = ("int8", "int4"), ("q8_0", "q4_0"), "bf16"
 NAMES = (*OURS, *LLAMA, TRANSFORMERS)
-CASES = {"decode, batch 1": (1, 16, 48), "decode, batch 8": (8, 16, 24), "prefill 512": (1, 512, 1)}
+CASES = {"decode, batch 1": (1, 16, 128), "decode, batch 8": (8, 16, 128), "prefill 512": (1, 512, 1)}
 """Requests at once, tokens of each prompt, tokens written."""
 PREFIX, REST = 1000, 16
 """Tokens that two prompts share, and those that follow in each."""

@@ -20,7 +20,9 @@ def test_repetition_as_transformers() -> None:
 def test_bias_as_transformers() -> None:
     judge = SequenceBiasLogitsProcessor([[[4], -7.5], [[11], 2.0]])
     expected = judge(torch.tensor([[1, 2]]), LOGITS[None])[0]
-    torch.testing.assert_close(penalties.bias(LOGITS.clone(), {4: -7.5, 11: 2.0}), expected)
+    torch.testing.assert_close(
+        penalties.bias(LOGITS.clone(), torch.tensor([4, 11]), torch.tensor([-7.5, 2.0])), expected
+    )
 
 
 def test_presence_and_frequency_as_openai_defines_them() -> None:

@@ -1,9 +1,11 @@
 """The compiled step against the same quantised weights run by torch, and against itself in other company."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from native.processors import compiled_for
 from torch import Tensor
 
 from wenfang.engine.blocks import BLOCK
@@ -13,10 +15,11 @@ from wenfang.model.fused import FusedDecoder, can_fuse
 from wenfang.model.memory import AttentionSpec, Memory
 from wenfang.model.parts import RopeConfig, YarnScaling
 from wenfang.model.quantized import Quantization, quantize
+from wenfang.native import decoder
 
 pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
 
-BASE = DecoderConfig(vocab_size=64, dim=64, layers=3, heads=4, kv_heads=2, head_dim=32, hidden=96, context=96)
+BASE = DecoderConfig(vocab_size=64, dim=64, layers=3, heads=4, kv_heads=2, head_dim=32, hidden=96, context=256)
 YARN = RopeConfig(scaling=YarnScaling(factor=2.0, original_context=32), fraction=0.5)
 CONFIGS = {
     "qwen3": BASE,
@@ -64,7 +67,7 @@ def _few_angles_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _fused(model: Decoder) -> FusedDecoder:
     assert can_fuse(model)
-    cache = PagedCache(model, model.config.attention_layers, 12, 1)
+    cache = PagedCache(model, model.config.attention_layers, 24, 1)
     return FusedDecoder(model, cache.keys_PGK, cache.values_PGV, model.config.context)
 
 
@@ -73,10 +76,10 @@ def _fused(model: Decoder) -> FusedDecoder:
 @torch.inference_mode()
 def test_states_are_those_of_the_layers_run_one_by_one(name: str, quantization: Quantization) -> None:
     """Sums in another order now and then move an activation to its next eight-bit step; nothing else differs."""
-    model, T = _model(CONFIGS[name], quantization), 61
+    model, T = _model(CONFIGS[name], quantization), 150
     ids = torch.randint(64, (T,), generator=torch.Generator().manual_seed(1)).tolist()
     expected_TD = model.hidden(torch.tensor([ids]), torch.arange(T)[None], _Rounded(), torch.float32)[0]
-    table = [5, 2, 9, 7]
+    table = [5, 2, 9, 7, 0, 11, 3, 1, 8, 20]
     states_TD = _fused(model).hidden(ids, range(T), [table] * T)
     error = (states_TD - expected_TD).norm() / expected_TD.norm()
     assert error < 0.02
@@ -99,32 +102,48 @@ def test_gates_far_from_zero_are_shut_or_open(name: str) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.inference_mode()
 def test_a_token_is_the_same_in_parts_and_in_company(name: str) -> None:
-    model, T = _model(CONFIGS[name], "int4"), 45
+    model, T = _model(CONFIGS[name], "int4"), 145
     draw = torch.Generator().manual_seed(2)
     one, other = (torch.randint(64, (T,), generator=draw).tolist() for _ in range(2))
-    table, second = [5, 2, 9], [1, 3, 4]
+    table, second = [5, 2, 9, 0, 11, 6, 22, 8, 7, 13], [1, 3, 4]
     whole_TD = _fused(model).hidden(one, range(T), [table] * T)
     fused = _fused(model)
     fused.hidden(other[:30], range(30), [second] * 30)
-    for first, last in ((0, 1), (1, 18), (18, 44)):
+    for first, last in ((0, 1), (1, 18), (18, 125), (125, 131), (131, 144)):
         ids, positions = one[first:last], range(first, last)
         part_TD = fused.hidden(ids, positions, [table] * len(ids))
         assert torch.equal(part_TD, whole_TD[first:last])
-    both_ND = fused.hidden([other[30], one[44], other[31]], [30, 44, 31], [second, table, second])
-    assert torch.equal(both_ND[1], whole_TD[44])
+    both_ND = fused.hidden([other[30], one[144], other[31]], [30, 144, 31], [second, table, second])
+    assert torch.equal(both_ND[1], whole_TD[144])
     assert len(table) * BLOCK >= T
 
 
 @torch.inference_mode()
 def test_threads_do_not_change_the_result() -> None:
-    model, ids = _model(BASE, "int8"), list(range(20))
+    model, table = _model(BASE, "int8"), [1, 2, 5, 4, 3]
     before = torch.get_num_threads()
     results = []
     for threads in (1, 3):
         torch.set_num_threads(threads)
-        results.append(_fused(model).hidden(ids, range(20), [[1, 2]] * 20))
+        fused = _fused(model)
+        whole_TD = fused.hidden([*range(64), *range(6)], range(70), [table] * 70)
+        results.append(torch.cat((whole_TD, fused.hidden([3], [70], [table]))))
     torch.set_num_threads(before)
     assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("processor", ["avx512", "haswell", "x86-64"])
+@torch.inference_mode()
+def test_other_processors_compute_the_same(processor: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if processor == "haswell" and "avx2" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("needs AVX2")
+    model, table = _model(CONFIGS["gemma2"], "int8"), [1, 2, 5, 4, 3]
+    call = [*range(64), *range(6)], range(70), [table] * 70
+    native_TD = _fused(model).hidden(*call)
+    library = compiled_for(processor, decoder.SOURCE, tmp_path)
+    monkeypatch.setattr("wenfang.model.fused.step", lambda: library.decoder_step)
+    states_TD = _fused(model).hidden(*call)
+    assert (states_TD - native_TD).norm() / native_TD.norm() < 0.02
 
 
 def test_what_compiled_code_does_not_know_is_left_to_torch() -> None:

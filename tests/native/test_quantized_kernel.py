@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from native.processors import compiled_for
 
 from wenfang.native import quantized
-from wenfang.native.quantized import GROUP, Bits, linear, pack, packed_bytes, unpack
+from wenfang.native.quantized import GROUP, Bits, linear, look_up, pack, packed_bytes, unpack
 
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
 
@@ -79,6 +79,15 @@ def test_the_largest_sums_of_a_group_do_not_overflow(bits: Bits, sign: int) -> N
     torch.testing.assert_close(linear(x, packed), x @ unpack(packed).T, rtol=1e-5, atol=0.0)
 
 
+@pytest.mark.parametrize("bits", [8, 6, 4])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_rows_are_those_of_the_whole(bits: Bits, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, rows = pack(torch.randn(40, 100), bits), torch.tensor([[0, 39], [17, 17]])
+    if not compiled:
+        monkeypatch.setattr(quantized, "_library", lambda: None)
+    assert torch.equal(look_up(weight, rows), unpack(weight)[rows])
+
+
 @needs_compiler
 @pytest.mark.parametrize("processor", ["avx512", "haswell", "x86-64"])
 def test_other_processors_compute_the_same(processor: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,6 +103,7 @@ def test_other_processors_compute_the_same(processor: str, tmp_path: Path, monke
     for weight, expected in zip(weights, native, strict=True):
         # Fused multiply-adds may move the last bit before rounding to bf16.
         torch.testing.assert_close(linear(x, weight), expected, rtol=2**-7, atol=1e-3)
+        assert torch.equal(look_up(weight, torch.arange(40)), unpack(weight))
 
 
 def test_without_a_compiler_torch_multiplies_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,13 +8,12 @@ time: then the kernel adds the same numbers in the same order whether the token 
 others, and the result is the same to the last bit.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
+from functools import partial
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,6 +23,7 @@ from wenfang.engine.blocks import BLOCK, SPARE
 from wenfang.engine.sequence import Sequence
 from wenfang.model import Decoder
 from wenfang.model.memory import AttentionSpec, Memory, Sight, State, attention
+from wenfang.native.pages import LargePages
 
 TILE = 4 * BLOCK
 """Keys are padded to a multiple of this."""
@@ -48,11 +48,12 @@ class PagedCache:
     def __init__(self, model: Decoder, layers: Iterable[int], blocks: int, rows: int) -> None:
         weight, places = next(model.parameters()), (blocks + 1) * BLOCK
         heads, key_width, value_width = model.config.kv_shape()
-        self.keys_PGK: dict[int, Tensor] = {}
-        self.values_PGV: dict[int, Tensor] = {}
-        for layer in layers:
-            self.keys_PGK[layer] = _zeros(weight, places, heads, key_width)
-            self.values_PGV[layer] = _zeros(weight, places, heads, value_width)
+        layers = list(layers)
+        size = places * heads * weight.itemsize
+        room = LargePages([size * key_width, size * value_width] * len(layers))
+        zeros = room.zeros if weight.device.type == "cpu" else partial(torch.zeros, device=weight.device)
+        self.keys_PGK = {layer: zeros(places, heads, key_width, dtype=weight.dtype) for layer in layers}
+        self.values_PGV = {layer: zeros(places, heads, value_width, dtype=weight.dtype) for layer in layers}
         self.queries = max(rows, LEAST_QUERIES)
 
     def copy(self, source: int, target: int) -> None:
@@ -76,15 +77,6 @@ def _token_bytes(model: Decoder) -> int:
     """Of one token in one layer."""
     heads, key_width, value_width = model.config.kv_shape()
     return heads * (key_width + value_width) * model.dtype.itemsize
-
-
-def _zeros(like: Tensor, *shape: int) -> Tensor:
-    """Zeros in the dtype and on the device of another tensor. On the CPU they take memory only once they are written,
-    which torch's own zeros do not wait for."""
-    if like.device.type != "cpu" or 0 in shape:
-        return like.new_zeros(shape)
-    room = np.zeros((math.prod(shape), like.element_size()), np.uint8)
-    return torch.from_numpy(room).view(like.dtype).view(shape)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Penalties on what was already said, by the tokens before: each changes one row of logits in place and returns it."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,10 +10,9 @@ LONGEST_MATCH = 64
 """DRY looks no further back than this: the penalty is beyond any logit long before."""
 
 
-def bias(logits_V: Tensor, bias_by_token: Mapping[int, float]) -> Tensor:
+def bias(logits_V: Tensor, tokens_B: Tensor, values_B: Tensor) -> Tensor:
     """Add to the logits of single tokens."""
-    values = torch.tensor(list(bias_by_token.values()), dtype=logits_V.dtype)
-    return logits_V.index_add_(0, torch.tensor(list(bias_by_token)), values)
+    return logits_V.index_add_(0, tokens_B, values_B)
 
 
 def repetition(logits_V: Tensor, history: Sequence[int], penalty: float) -> Tensor:

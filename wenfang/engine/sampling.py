@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -53,6 +54,12 @@ class Sampler:
     def key(self) -> Key:
         """What the noise for the next token follows from."""
         return self.seed, len(self.written), TOKEN
+
+    @cached_property
+    def bias(self) -> tuple[Tensor, Tensor]:
+        """Tokens and what is added to their fp32 logits."""
+        tokens, values = list(self.params.logit_bias), list(self.params.logit_bias.values())
+        return torch.tensor(tokens), torch.tensor(values, dtype=torch.float32)
 
     @property
     def usual(self) -> bool:
@@ -192,7 +199,7 @@ def _penalise_row(logits_V: Tensor, sampler: Sampler) -> Tensor:
     """In place."""
     params = sampler.params
     if params.logit_bias:
-        penalties.bias(logits_V, params.logit_bias)
+        penalties.bias(logits_V, *sampler.bias)
     if params.repetition_penalty != 1.0:
         penalties.repetition(logits_V, sampler.history, params.repetition_penalty)
     if (params.presence_penalty or params.frequency_penalty) and sampler.written:

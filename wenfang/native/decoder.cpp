@@ -7,66 +7,13 @@
 //
 // Threads meet at barriers some ten times in a layer and share the work in between (see Team).
 
-#include "quantized.h"
+#include "paged_attention.h"
 
 #include <atomic>
-#include <cmath>
 #include <omp.h>
 #include <sched.h>
-#include <vector>
 
 namespace {
-
-constexpr int BLOCK = 16;    // Tokens in a block of the cache.
-constexpr int FETCHED = 4;   // Blocks asked for ahead of their use.
-constexpr int TOGETHER = 4;  // Neighbouring tokens of a sequence whose queries look at the keys together.
-
-struct Layer {
-  Weight q, k, v, o, gate, up, down;
-  // fp32; null for none.
-  const float *mixer_norm, *mixer_post_norm, *mlp_norm, *mlp_post_norm, *q_norm, *k_norm, *sinks;
-  const float *cos, *sin;  // By position, rope_width / 2 each; null for no rotation.
-  bf16 *keys, *values;     // [place, kv head, head_dim].
-  std::int32_t rope_width, window;  // 0 for no window.
-};
-
-struct Decoder {
-  const Layer* layers;
-  const float* norm;
-  std::int32_t count, dim, heads, kv_heads, head_dim, hidden;
-  std::int32_t norm_projections;  // Queries and keys are normalised over all heads together.
-  std::int32_t gelu;              // GELU by tanh instead of SiLU.
-  float eps, scale, softcap;      // 0 for no cap.
-};
-
-struct Call {
-  float* x;                      // [row, dim]: embeddings in, final states out.
-  const std::int32_t* positions;  // By row.
-  const std::int32_t* tables;     // Blocks of all sequences, one sequence after the other.
-  const std::int32_t* starts;     // By row: where its sequence's blocks begin.
-  std::int32_t rows, threads;
-};
-
-floats greater(floats a, floats b) { return a > b ? a : b; }
-
-// v[2i] + v[2i + 1] of a, then of b.
-template <int... I>
-floats add_pairs(floats a, floats b, std::integer_sequence<int, I...>) {
-  return __builtin_shuffle(a, b, ints{2 * I...}) + __builtin_shuffle(a, b, ints{2 * I + 1 ...});
-}
-
-// The sum of each of WIDTH vectors, in order.
-floats sums(floats* v) {
-  for (int count = WIDTH; count > 1; count /= 2)
-    for (int i = 0; i < count / 2; ++i) v[i] = add_pairs(v[2 * i], v[2 * i + 1], Lanes());
-  return v[0];
-}
-
-float sum(floats v) {
-  float total = 0;
-  for (int lane = 0; lane < WIDTH; ++lane) total += v[lane];
-  return total;
-}
 
 bf16 narrow(float x) {  // To the nearest, ties to even.
   const std::uint32_t bits = read<std::uint32_t>(&x);
@@ -157,11 +104,11 @@ class Team {
 };
 
 struct Buffers {
-  std::unique_ptr<float[]> q, k, v, context, hidden, up, out;
+  std::unique_ptr<float[]> q, k, v, seen, hidden, up, out;
   Rows x, attended, activated;
-  Buffers(const Decoder& d, int rows)
+  Buffers(const Decoder& d, int rows, std::size_t seen)
       : q(make(rows, d.heads * d.head_dim)), k(make(rows, d.kv_heads * d.head_dim)),
-        v(make(rows, d.kv_heads * d.head_dim)), context(make(rows, d.heads * d.head_dim)),
+        v(make(rows, d.kv_heads * d.head_dim)), seen(new float[seen]),
         hidden(make(rows, d.hidden)), up(make(rows, d.hidden)), out(make(rows, d.dim)), x(rows, d.dim),
         attended(rows, d.heads * d.head_dim), activated(rows, d.hidden) {}
   static std::unique_ptr<float[]> make(int rows, int width) {
@@ -169,25 +116,11 @@ struct Buffers {
   }
 };
 
-// Runs of neighbouring tokens of one sequence, at most TOGETHER: first row and end.
-std::vector<std::pair<int, int>> neighbours(const Call& call) {
-  std::vector<std::pair<int, int>> runs;
-  for (int row = 0; row < call.rows; ++row) {
-    const bool goes_on = row && call.starts[row] == call.starts[row - 1] &&
-                         call.positions[row] == call.positions[row - 1] + 1 && row - runs.back().first < TOGETHER;
-    if (goes_on)
-      runs.back().second = row + 1;
-    else
-      runs.emplace_back(row, row + 1);
-  }
-  return runs;
-}
-
 class Step {
  public:
-  Step(const Decoder& d, const Call& call, Buffers& b, Team& team)
-      : d_(d), call_(call), b_(b), team_(team), runs_(neighbours(call)), panel_(call.rows * LANES),
-        line_(std::max(d.dim, d.heads * d.head_dim)) {}
+  Step(const Decoder& d, const Call& call, const Plan& plan, Buffers& b, Team& team)
+      : d_(d), call_(call), b_(b), team_(team), plan_(plan), attention_(d, call, b.q.get(), plan_, b.seen.get()),
+        panel_(call.rows * LANES), line_(std::max(d.dim, d.heads * d.head_dim)) {}
 
   static constexpr int PHASES = 12;  // In a layer, with a norm after each sublayer.
 
@@ -203,10 +136,12 @@ class Step {
     prepare(l.mixer_norm, b_.x);
     products({&l.q, &l.k, &l.v}, {b_.q.get(), b_.k.get(), b_.v.get()}, b_.x);
     each_row([&](int row) { keep(l, row); });
-    next(int(runs_.size()) * d_.kv_heads,
-         [&](int piece) { attend(l, runs_[piece / d_.kv_heads], piece % d_.kv_heads); });
-    const int width = d_.heads * d_.head_dim;
-    each_row([&](int row) { b_.attended.quantise(row, b_.context.get() + std::size_t(row) * width, width); });
+    plan_.cut(l.window);
+    next(int(plan_.pieces().size()), [&](int piece) { attention_.attend(l, piece); });
+    each_row([&](int row) {
+      attention_.finish(l, row, line_.data());
+      b_.attended.quantise(row, line_.data(), d_.heads * d_.head_dim);
+    });
     add(l.o, b_.attended, l.mixer_post_norm);
     prepare(l.mlp_norm, b_.x);
     products({&l.gate, &l.up}, {b_.hidden.get(), b_.up.get()}, b_.x);
@@ -288,10 +223,6 @@ class Step {
     }
   }
 
-  std::size_t place_of(int row, int position) const {
-    return std::size_t(call_.tables[call_.starts[row] + position / BLOCK]) * BLOCK + position % BLOCK;
-  }
-
   // Norms and positions of a row's queries and keys; keys and values go to the cache.
   void keep(const Layer& l, int row) {
     const int K = d_.head_dim, wide = d_.kv_heads * K, position = call_.positions[row];
@@ -306,128 +237,19 @@ class Step {
     finish(q, d_.heads, l.q_norm);
     finish(k, d_.kv_heads, l.k_norm);
     for (int i = 0; i < d_.heads * K; ++i) q[i] *= d_.scale;
-    const std::size_t at = place_of(row, position) * wide;
+    arrange(q, d_.heads * K);
+    const std::size_t at = place_of(call_, row, position) * wide;
     const float* v = b_.v.get() + std::size_t(row) * wide;
     for (int i = 0; i < wide; ++i) l.keys[at + i] = narrow(k[i]), l.values[at + i] = narrow(v[i]);
-  }
-
-  // Contexts of some neighbouring rows' queries of one key/value head.
-  void attend(const Layer& l, std::pair<int, int> run, int g) {
-    const int group = d_.heads / d_.kv_heads, M = (run.second - run.first) * group;
-    const int first_position = call_.positions[run.first], last = call_.positions[run.second - 1];
-    const int begin = l.window ? std::max(0, first_position - l.window + 1) / BLOCK * BLOCK : 0;
-    const std::size_t S = last / BLOCK * BLOCK + BLOCK - begin;
-    scores_.resize(M * S);
-    for (int s = 0; s < std::min(int(S), FETCHED * BLOCK); s += BLOCK) fetch(block(l.keys, run, g, begin + s));
-    int m = score<4>(l, run, g, 0, M, begin, S);
-    m = score<3>(l, run, g, m, M, begin, S);
-    m = score<2>(l, run, g, m, M, begin, S);
-    score<1>(l, run, g, m, M, begin, S);
-    for (m = 0; m < M; ++m) soften(l, &scores_[m * S], S, g * group + m % group);
-    m = collect<4>(l, run, g, 0, M, begin, last, S);
-    m = collect<3>(l, run, g, m, M, begin, last, S);
-    m = collect<2>(l, run, g, m, M, begin, last, S);
-    collect<1>(l, run, g, m, M, begin, last, S);
-  }
-
-  int row_of(int first, int m) const { return first + m / (d_.heads / d_.kv_heads); }
-
-  // Where query m of a run and key/value head begins.
-  std::size_t head_at(int first, int g, int m) const {
-    const int group = d_.heads / d_.kv_heads;
-    return (std::size_t(row_of(first, m)) * d_.heads + g * group + m % group) * d_.head_dim;
-  }
-
-  // A head's keys or values in the block of the cache that holds a position of a run.
-  const bf16* block(const bf16* cache, std::pair<int, int> run, int g, int position) const {
-    return cache + (place_of(run.first, position) * d_.kv_heads + g) * d_.head_dim;
-  }
-
-  // Ask for a block that will be needed: its rows lie too far apart for the processor to guess.
-  void fetch(const bf16* rows) const {
-    for (int s = 0; s < BLOCK; ++s)
-      for (int i = 0; i < d_.head_dim; i += 32) __builtin_prefetch(rows + s * d_.kv_heads * d_.head_dim + i);
-  }
-
-  // Scores of a run's queries from number m on, Q at a time, for S keys; −∞ for those that a query must not see.
-  template <int Q>
-  int score(const Layer& l, std::pair<int, int> run, int g, int m, int M, int begin, std::size_t S) {
-    for (; m + Q <= M; m += Q)
-      for (int s = 0; s < int(S); s += BLOCK) {
-        const bf16* keys = block(l.keys, run, g, begin + s);
-        if (s + FETCHED * BLOCK < int(S)) fetch(block(l.keys, run, g, begin + s + FETCHED * BLOCK));
-        fetch(block(l.values, run, g, begin + s));
-        floats products[Q][BLOCK];
-        for (int k = 0; k < BLOCK; ++k, keys += d_.kv_heads * d_.head_dim) {
-          floats product[Q] = {};
-          for (int i = 0; i < d_.head_dim; i += WIDTH) {
-            const floats key = widen(keys + i);
-            for (int n = 0; n < Q; ++n)
-              product[n] = add_product(product[n], read<floats>(b_.q.get() + head_at(run.first, g, m + n) + i), key);
-          }
-          for (int n = 0; n < Q; ++n) products[n][k] = product[n];
-        }
-        for (int n = 0; n < Q; ++n)
-          for (int k = 0; k < BLOCK; k += WIDTH)
-            write(&scores_[(m + n) * S + s + k],
-                  see(l, sums(products[n] + k), begin + s + k, row_of(run.first, m + n)));
-      }
-    return m;
-  }
-
-  // Scores of the keys from position `first` on, capped, and −∞ where the row must not look.
-  floats see(const Layer& l, floats scores, int first, int row) const {
-    if (d_.softcap) {  // tanh(z) = 1 − 2 / (1 + e²ᶻ).
-      const floats z = scores * (2 / d_.softcap);
-      scores = d_.softcap - 2 * d_.softcap / (1.0f + exponential(z));
-    }
-    const ints at = COUNTING + first;
-    const int own = call_.positions[row], oldest = l.window ? own - l.window + 1 : 0;
-    return (at > own) | (at < oldest) ? floats{} - INFINITY : scores;
-  }
-
-  // Scores into weights that sum to 1, or less where a sink takes its share.
-  void soften(const Layer& l, float* scores, std::size_t S, int head) const {
-    floats highest = floats{} - INFINITY;
-    for (std::size_t s = 0; s < S; s += WIDTH) highest = greater(highest, read<floats>(scores + s));
-    float most = l.sinks ? l.sinks[head] : -INFINITY;
-    for (int lane = 0; lane < WIDTH; ++lane) most = std::max(most, highest[lane]);
-    floats total = {};
-    for (std::size_t s = 0; s < S; s += WIDTH) {
-      const floats weight = exponential(read<floats>(scores + s) - most);
-      total += weight;
-      write(scores + s, weight);
-    }
-    const float whole = sum(total) + (l.sinks ? std::exp(l.sinks[head] - most) : 0);
-    for (std::size_t s = 0; s < S; s += WIDTH) write(scores + s, read<floats>(scores + s) / whole);
-  }
-
-  // Σ weight · value for M queries at a time, over keys in the order of their positions.
-  template <int Q>
-  int collect(const Layer& l, std::pair<int, int> run, int g, int m, int M, int begin, int last, std::size_t S) {
-    const std::size_t stride = std::size_t(d_.kv_heads) * d_.head_dim;
-    for (; m + Q <= M; m += Q)
-      for (int i = 0; i < d_.head_dim; i += WIDTH) {
-        floats context[Q] = {};
-        for (int first = begin; first <= last; first += BLOCK) {
-          const bf16* values = block(l.values, run, g, first) + i;
-          const float* weights = &scores_[m * S + first - begin];
-          for (int s = 0; s < std::min(BLOCK, last - first + 1); ++s) {
-            const floats value = widen(values + s * stride);
-            for (int n = 0; n < Q; ++n) context[n] = add_product(context[n], value, spread(weights[n * S + s]));
-          }
-        }
-        for (int n = 0; n < Q; ++n) write(b_.context.get() + head_at(run.first, g, m + n) + i, context[n]);
-      }
-    return m;
   }
 
   const Decoder& d_;
   const Call& call_;
   Buffers& b_;
   Team& team_;
-  const std::vector<std::pair<int, int>> runs_;
-  std::vector<float> panel_, line_, scores_;
+  Plan plan_;
+  Attention attention_;
+  std::vector<float> panel_, line_;
   int phase_ = 0;
 };
 
@@ -435,12 +257,13 @@ class Step {
 
 // `head_dim` must be a multiple of LANES.
 extern "C" void decoder_step(const Decoder* decoder, const Call* call) {
-  Buffers buffers(*decoder, call->rows);
+  const Plan plan(*decoder, *call);
+  Buffers buffers(*decoder, call->rows, plan.numbers());
   std::unique_ptr<Team> team;
 #pragma omp parallel num_threads(call->threads) if (call->threads > 1)
   {
 #pragma omp single  // There may be fewer threads than asked for.
     team.reset(new Team(omp_get_num_threads(), decoder->count * Step::PHASES + 1));
-    Step(*decoder, *call, buffers, *team).run();
+    Step(*decoder, *call, plan, buffers, *team).run();
   }
 }

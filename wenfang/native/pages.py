@@ -1,9 +1,10 @@
-"""Memory in large pages, for weights that are read from one end to the other in every step."""
+"""Memory in large pages, for what is read from one end to the other in every step: weights, keys and values."""
 
 import math
 import mmap
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,11 +34,23 @@ class LargePages:
 
     def empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
         """As `torch.empty`, in the next free place; elsewhere when there is no more room."""
+        place = self._take(math.prod(shape) * dtype.itemsize)
+        return torch.empty(shape, dtype=dtype) if place is None else place.view(dtype).view(shape)
+
+    def zeros(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        """As `empty`, with zeros, which take memory only once they are written; torch's own do not wait for that."""
         size = math.prod(shape) * dtype.itemsize
-        if not 0 < _rounded(size) <= len(self._free):
-            return torch.empty(shape, dtype=dtype)
-        place, self._free = self._free[:size], self._free[_rounded(size) :]
+        place = self._take(size)  # The system gives pages filled with zeros.
+        if place is None:
+            place = torch.from_numpy(np.zeros(size, np.uint8)) if size else torch.empty(0, dtype=torch.uint8)
         return place.view(dtype).view(shape)
+
+    def _take(self, size: int) -> Tensor | None:
+        """The next free bytes, if there are as many."""
+        if not 0 < _rounded(size) <= len(self._free):
+            return None
+        place, self._free = self._free[:size], self._free[_rounded(size) :]
+        return place
 
 
 def _rounded(size: int) -> int:

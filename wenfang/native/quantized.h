@@ -13,6 +13,7 @@
 #include "vectors.h"
 
 #include <algorithm>
+#include <cfloat>
 #include <memory>
 
 namespace {
@@ -75,39 +76,42 @@ ints close4(ints sum) { return sum; }
 ints dot6(ints sum, bytes w, std::int32_t x, bytes v, std::int32_t y) { return dot(dot(sum, w, x), v, y); }
 #endif
 
-// Rows of activations in eight bits, the last group filled up with zeros.
+// GROUP neighbouring numbers of a row of activations in eight bits.
+struct Group {
+  std::int8_t codes[GROUP];
+  float step;         // What the codes count.
+  float total;        // The sum of the numbers, or the largest number there is.
+  std::int32_t zero;  // What makes up for 128 added to each weight.
+};
+
+// Rows of activations, by group: those of all rows, and then the next ones. The last group is filled up with zeros.
 struct Rows {
-  int groups;
-  std::unique_ptr<std::int8_t[]> codes;
-  std::unique_ptr<float[]> scales, sums;     // Of each group: its step, and the sum of its codes.
-  std::unique_ptr<std::int32_t[]> zeros;     // What makes up for 128 added to each weight.
+  const int count, groups;
+  const std::unique_ptr<Group[]> all;
 
   Rows(int count, int inputs)
-      : groups((inputs + GROUP - 1) / GROUP), codes(new std::int8_t[std::size_t(count) * groups * GROUP]),
-        scales(new float[std::size_t(count) * groups]), sums(new float[std::size_t(count) * groups]),
-        zeros(new std::int32_t[std::size_t(count) * groups]) {}
+      : count(count), groups((inputs + GROUP - 1) / GROUP), all(new Group[std::size_t(count) * groups]) {}
 
   void quantise(int row, const float* x, int inputs) {
     float last[GROUP] = {};
     for (int g = 0; g < groups; ++g) {
-      const std::size_t at = std::size_t(row) * groups + g;
+      Group& to = all[std::size_t(g) * count + row];
       const float* part = x + std::size_t(g) * GROUP;
       if (const int there = inputs - g * GROUP; there < GROUP)
         part = static_cast<const float*>(std::memcpy(last, part, there * sizeof(float)));
       std::uint32_t largest = 0;  // The bits of numbers without sign are in the order of the numbers.
       for (int k = 0; k < GROUP; ++k) largest = std::max(largest, read<std::uint32_t>(part + k) & 0x7FFFFFFF);
       const float most = read<float>(&largest), inverse = most > 0 ? 127 / most : 0;
-      std::int8_t* code = codes.get() + at * GROUP;
       int sum = 0;
       for (int k = 0; k < GROUP; ++k) {
         const float scaled = part[k] * inverse;
         const int whole = int(scaled + (scaled < 0 ? -0.5f : 0.5f));
-        code[k] = std::int8_t(whole);
+        to.codes[k] = std::int8_t(whole);
         sum += whole;
       }
-      scales[at] = most / 127;
-      sums[at] = float(sum);
-      zeros[at] = -128 * sum;
+      to.step = most / 127;
+      to.total = std::clamp(to.step * float(sum), -FLT_MAX, FLT_MAX);
+      to.zero = -128 * sum;
     }
   }
 };
@@ -159,26 +163,23 @@ ints start(std::int32_t zero) {
   return BITS == 6 ? (ints{} + zero) >> 2 : BITS == 8 && OFFSET ? ints{} + zero : ints{};
 }
 
-// One panel for R rows.
+// One panel for R rows from number `row` on.
 template <int BITS, int R>
-void compute(const std::uint8_t* w, const bf16* scales, const Rows& x, int row, float* out) {
+void compute(const std::uint8_t* w, const bf16* scales, const Rows& rows, int row, float* out) {
   constexpr int BYTES = LANES * QUAD * 2 * BITS / 8;  // Of two steps.
-  const std::ptrdiff_t groups = x.groups, first = row * groups;
-  const std::int8_t* codes = x.codes.get() + first * GROUP;
-  const std::int32_t* zeros = x.zeros.get() + first;
-  const float *steps = x.scales.get() + first, *totals = x.sums.get() + first;
   floats sums[R][PARTS] = {};
-  for (int g = 0; g < groups; ++g, w += STEPS / 2 * BYTES, scales += LANES * scales_of(BITS)) {
+  const Group* x = rows.all.get() + row;
+  for (int g = 0; g < rows.groups; ++g, w += STEPS / 2 * BYTES, scales += LANES * scales_of(BITS), x += rows.count) {
     ints products[R][PARTS];
     for (int r = 0; r < R; ++r)
-      for (int part = 0; part < PARTS; ++part) products[r][part] = start<BITS>(zeros[r * groups + g]);
+      for (int part = 0; part < PARTS; ++part) products[r][part] = start<BITS>(x[r].zero);
 #pragma GCC unroll 4
     for (int s = 0; s < STEPS; s += 2) {
       for (int line = 0; line < BYTES; line += 64) __builtin_prefetch(w + s / 2 * BYTES + line + AHEAD);
       bytes one[PARTS], two[PARTS];
       for (int part = 0; part < PARTS; ++part) unpack<BITS>(w + part * sizeof(bytes), s, one[part], two[part]);
       for (int r = 0; r < R; ++r) {
-        const std::int8_t* its = codes + (r * groups + g) * GROUP + s * QUAD;
+        const std::int8_t* its = x[r].codes + s * QUAD;
         const auto x_one = read<std::int32_t>(its), x_two = read<std::int32_t>(its + QUAD);
         for (int part = 0; part < PARTS; ++part)
           products[r][part] = dots<BITS>(products[r][part], one[part], x_one, two[part], x_two);
@@ -187,14 +188,12 @@ void compute(const std::uint8_t* w, const bf16* scales, const Rows& x, int row, 
     for (int part = 0; part < PARTS; ++part) {
       const floats scale = widen(scales + part * WIDTH);
       for (int r = 0; r < R; ++r) {
-        const std::ptrdiff_t at = r * groups + g;
         floats& sum = sums[r][part];
         if constexpr (BITS == 4) {
-          const floats least = widen(scales + LANES + part * WIDTH);
-          const floats whole = add_product(least * totals[at], to_float(close4(products[r][part])), scale);
-          sum = add_product(sum, whole, spread(steps[at]));
+          sum = add_product(sum, widen(scales + LANES + part * WIDTH), spread(x[r].total));
+          sum = add_product(sum, to_float(close4(products[r][part])), scale * x[r].step);
         } else {
-          sum = add_product(sum, to_float(products[r][part]), scale * steps[at]);
+          sum = add_product(sum, to_float(products[r][part]), scale * x[r].step);
         }
       }
     }

@@ -105,9 +105,16 @@ def unpack(weight: PackedWeight) -> Tensor:
 
 def look_up(weight: PackedWeight, rows: Tensor) -> Tensor:
     """Some rows of `unpack`, whose numbers fill one more dimension than the whole numbers `rows`."""
-    panels, lanes = rows.flatten() // LANES, rows.flatten() % LANES
-    codes, scales = weight.codes[panels, :, lanes], weight.scales[panels, :, :, lanes]
-    return _numbers(codes, scales, weight.bits)[:, : weight.inputs].unflatten(0, rows.shape)
+    library = _library()
+    if library is None:
+        panels, lanes = rows.flatten() // LANES, rows.flatten() % LANES
+        codes, scales = weight.codes[panels, :, lanes], weight.scales[panels, :, :, lanes]
+        return _numbers(codes, scales, weight.bits)[:, : weight.inputs].unflatten(0, rows.shape)
+    rows = rows.long().contiguous()
+    found = torch.empty(*rows.shape, weight.inputs)
+    pointers = ctypes.c_void_p(rows.data_ptr()), ctypes.c_void_p(found.data_ptr())
+    library.quantized_rows(ctypes.byref(describe(weight)), *pointers, rows.numel())
+    return found
 
 
 def _numbers(codes: Tensor, scales: Tensor, bits: Bits) -> Tensor:

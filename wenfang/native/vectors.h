@@ -86,6 +86,10 @@ inline floats widen(const bf16* x) {
 #endif
 }
 inline floats widen(const float* x) { return read<floats>(x); }
+inline float widen(bf16 x) {
+  const std::uint32_t bits = std::uint32_t(x) << 16;
+  return read<float>(&bits);
+}
 
 // eˣ to a few units in the last place; 0 below the normal numbers, e⁸⁸ beyond that (Cody & Waite's reduction, and the
 // polynomial of Cephes' expf).
