@@ -16,6 +16,7 @@ from wenfang.model.gguf import load_gguf_tokenizer
 from wenfang.model.memory import Memory
 from wenfang.model.parts import MlaConfig, MoeConfig
 from wenfang.model.quantized import Quantization, QuantizedLinear, check_quantizable, load_quantized, quantize
+from wenfang.native.quantized import GROUP
 from wenfang.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +32,14 @@ def _nats(model: Decoder, ids: list[int]) -> float:
     hidden_1TD = model.eval().hidden(ids_1T, torch.arange(len(ids))[None], Memory(), torch.float32)
     logits_1TV = model.logits(hidden_1TD)
     return F.cross_entropy(logits_1TV[0, :-1], ids_1T[0, 1:]).item()
+
+
+@torch.no_grad()
+def _drawn(config: DecoderConfig) -> Decoder:
+    model = Decoder(config)
+    for weight in model.parameters():
+        weight.normal_()
+    return model
 
 
 @pytest.mark.parametrize(("quantization", "most"), [("int8", 0.005), ("int4", 0.04)])
@@ -49,17 +58,27 @@ def test_a_real_models_perplexity_hardly_rises(quantization: Quantization, most:
     assert math.exp((after - before) / len(rows)) - 1 <= most
 
 
-def test_every_projection_is_quantised_and_head_and_values_keep_more_bits() -> None:
-    model = Decoder(DecoderConfig(vocab_size=50, dim=64, layers=2, hidden=96, qkv_bias=True, tie_embeddings=True))
-    model.initialise()
+def test_every_projection_is_quantised_and_sensitive_ones_keep_more_bits() -> None:
+    model = _drawn(DecoderConfig(vocab_size=50, dim=64, layers=2, hidden=96, qkv_bias=True, tie_embeddings=True))
     quantize(model, "int4")
     bits = {name: part.bits for name, part in model.named_modules() if isinstance(part, QuantizedLinear)}
     assert len(bits) == 2 * 7 + 1
     assert {name for name, number in bits.items() if number == 6} == {"lm_head"} | {
-        f"layers.{layer}.mixer.v_proj" for layer in range(2)
+        f"layers.{layer}.{part}_proj" for layer in range(2) for part in ("mixer.k", "mixer.v", "mlp.up", "mlp.down")
     }
     assert set(bits.values()) == {4, 6}
     assert all(weight.ndim == 1 for weight in model.parameters())
+
+
+def test_weights_that_four_bits_hold_have_no_more() -> None:
+    model = _drawn(DecoderConfig(vocab_size=50, dim=64, layers=1, hidden=96))
+    up = model.layers[0].mlp.up_proj
+    with torch.no_grad():
+        levels = torch.randint(16, up.weight.shape)
+        levels[:, ::GROUP], levels[:, 1::GROUP] = 0, 15
+        up.weight.copy_(levels * 0.013 - 0.09)
+    quantize(model, "int4")
+    assert (model.layers[0].mlp.up_proj.bits, model.layers[0].mlp.down_proj.bits) == (4, 6)
 
 
 def test_rounding_while_reading_gives_what_rounding_afterwards_does() -> None:

@@ -14,11 +14,24 @@ from wenfang.model.decoder import Decoder
 from wenfang.model.folder import open_model
 from wenfang.model.linear import Linear
 from wenfang.native.pages import LargePages
-from wenfang.native.quantized import MOST_INPUTS, Bits, PackedWeight, linear, look_up, pack, packed_bytes, unpack
+from wenfang.native.quantized import (
+    MOST_INPUTS,
+    Bits,
+    PackedWeight,
+    linear,
+    look_up,
+    pack,
+    packed_bytes,
+    rounding_loss,
+    unpack,
+)
 
 Quantization = Literal["int8", "int4"]
 _BITS: dict[Quantization, Bits] = {"int8": 8, "int4": 4}
 _SENSITIVE_BITS: dict[Quantization, Bits] = {"int8": 8, "int4": 6}
+_SENSITIVE = ("lm_head", "k_proj", "v_proj", "up_proj", "down_proj")
+_LOSSLESS = 0.02
+"""A weight that loses less than this share of itself to four bits had no more before: others lose some 0.08."""
 
 
 class QuantizedLinear(nn.Module):
@@ -74,10 +87,8 @@ class QuantizedEmbedding(nn.Module):
 
 
 def bits_of(projection: str, quantization: Quantization) -> Bits:
-    """Of each weight of a projection, by its name in the decoder; those to outputs and values, which suffer most, have
-    more."""
-    sensitive = projection == "lm_head" or projection.endswith("v_proj")
-    return (_SENSITIVE_BITS if sensitive else _BITS)[quantization]
+    """Of each weight of a projection at most, by its name in the decoder; those that suffer most have more."""
+    return (_SENSITIVE_BITS if projection.endswith(_SENSITIVE) else _BITS)[quantization]
 
 
 def quantize(model: Decoder, quantization: Quantization) -> Decoder:
@@ -120,8 +131,12 @@ def _quantize(model: Decoder, tensors: Iterable[tuple[str, Tensor]], quantizatio
         if owner in projections:
             waiting[owner].remove(part)
             if not waiting[owner]:
-                linear = QuantizedLinear(projections.pop(owner), bits_of(owner, quantization), room)
-                model.set_submodule(owner, linear)
+                projection = projections.pop(owner)
+                bits = bits_of(owner, quantization)
+                # A file may hold weights that four bits hold as well.
+                if bits == 6 and rounding_loss(projection.weight, 4) < _LOSSLESS:
+                    bits = 4
+                model.set_submodule(owner, QuantizedLinear(projection, bits, room))
     if tied:
         assert isinstance(model.lm_head, QuantizedLinear)
         model.set_submodule("embed_tokens", QuantizedEmbedding(model.lm_head.packed))

@@ -42,6 +42,8 @@ def matmul_parameters(config: DecoderConfig) -> int:
 def loaded_bytes(config: DecoderConfig, quantization: Quantization | None) -> int:
     """Memory of the weights as an engine holds them: in fp32, or the projections rounded and the rest in bf16.
 
+    Weights that need fewer bits than `bits_of` says take less.
+
     Raises:
         ModelError: the model cannot be quantised.
     """

@@ -103,6 +103,12 @@ def unpack(weight: PackedWeight) -> Tensor:
     return _numbers(codes, scales, weight.bits)[: weight.outputs, : weight.inputs]
 
 
+def rounding_loss(weight_OI: Tensor, bits: Bits) -> float:
+    """What rounding takes from a weight, as a share of its size (by their norms); of `SLICE` outputs."""
+    some = weight_OI.detach()[:SLICE].float()
+    return float((unpack(pack(some, bits)) - some).norm() / some.norm().clamp_min(1e-30))
+
+
 def look_up(weight: PackedWeight, rows: Tensor) -> Tensor:
     """Some rows of `unpack`, whose numbers fill one more dimension than the whole numbers `rows`."""
     library = _library()
