@@ -1,6 +1,7 @@
 """The compiled step against the same quantised weights run by torch, and against itself in other company."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,14 @@ class _Rounded(Memory):
         return super().attend(layer, q_BHTK, k_BGTK.bfloat16().float(), v_BGTV.bfloat16().float(), spec)
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True)
 def _few_angles_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that their tables grow within short texts."""
@@ -99,6 +108,7 @@ def test_gates_far_from_zero_are_shut_or_open(name: str) -> None:
     assert (states_TD - expected_TD).norm() / expected_TD.norm() < 0.02
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.inference_mode()
 def test_a_token_is_the_same_in_parts_and_in_company(name: str) -> None:
@@ -123,7 +133,7 @@ def test_threads_do_not_change_the_result() -> None:
     model, table = _model(BASE, "int8"), [1, 2, 5, 4, 3]
     before = torch.get_num_threads()
     results = []
-    for threads in (1, 3):
+    for threads in (1, 5):  # With more, threads share the spans that a row sees.
         torch.set_num_threads(threads)
         fused = _fused(model)
         whole_TD = fused.hidden([*range(64), *range(6)], range(70), [table] * 70)

@@ -38,6 +38,13 @@ def test_what_is_beyond_the_room_lies_elsewhere() -> None:
     assert (first == 1).all()
 
 
+@pytest.mark.parametrize("room", [1 << 20, 0])
+def test_zeros_are_zeros_with_room_and_without(room: int) -> None:
+    pages = LargePages([room])
+    for shape, dtype in SHAPES:
+        assert torch.equal(pages.zeros(*shape, dtype=dtype), torch.zeros(shape, dtype=dtype))
+
+
 @pytest.mark.skipif(not HAS_PAGES.is_file() or "[never]" in HAS_PAGES.read_text(), reason="no large pages here")
 def test_the_system_was_asked_for_large_pages() -> None:
     """`hg` among the flags of a mapping (proc_pid_smaps(5)) is that advice; with `sh` it would not be followed."""

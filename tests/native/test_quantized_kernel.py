@@ -86,6 +86,9 @@ def test_rows_are_those_of_the_whole(bits: Bits, compiled: bool, monkeypatch: py
     if not compiled:
         monkeypatch.setattr(quantized, "_library", lambda: None)
     assert torch.equal(look_up(weight, rows), unpack(weight)[rows])
+    for outside in (-1, 40):
+        with pytest.raises(IndexError):
+            look_up(weight, torch.tensor([3, outside]))
 
 
 @needs_compiler

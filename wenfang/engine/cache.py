@@ -50,8 +50,9 @@ class PagedCache:
         heads, key_width, value_width = model.config.kv_shape()
         layers = list(layers)
         size = places * heads * weight.itemsize
-        room = LargePages([size * key_width, size * value_width] * len(layers))
-        zeros = room.zeros if weight.device.type == "cpu" else partial(torch.zeros, device=weight.device)
+        on_cpu = weight.device.type == "cpu"
+        room = LargePages([size * key_width, size * value_width] * len(layers) if on_cpu else ())
+        zeros = room.zeros if on_cpu else partial(torch.zeros, device=weight.device)
         self.keys_PGK = {layer: zeros(places, heads, key_width, dtype=weight.dtype) for layer in layers}
         self.values_PGV = {layer: zeros(places, heads, value_width, dtype=weight.dtype) for layer in layers}
         self.queries = max(rows, LEAST_QUERIES)

@@ -87,7 +87,7 @@ class QuantizedEmbedding(nn.Module):
 
 
 def bits_of(projection: str, quantization: Quantization) -> Bits:
-    """Of each weight of a projection at most, by its name in the decoder; those that suffer most have more."""
+    """The most bits that a weight of this projection gets, by its name: more for those that suffer most."""
     return (_SENSITIVE_BITS if projection.endswith(_SENSITIVE) else _BITS)[quantization]
 
 

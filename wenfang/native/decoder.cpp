@@ -2,8 +2,8 @@
 // states out, their keys and values left in the blocks of a paged cache.
 //
 // Every token is a row, and nothing that a row goes through depends on the other rows: products are exact within a
-// group and added in one order, attention adds a query's keys in the order of their positions. So a text is the same
-// alone or in company, read at once or in parts.
+// group and added in one order, and so is what a query sees (see paged_attention.h). So a text is the same alone or in
+// company, read at once or in parts.
 //
 // Threads meet at barriers some ten times in a layer and share the work in between (see Team).
 
@@ -104,11 +104,11 @@ class Team {
 };
 
 struct Buffers {
-  std::unique_ptr<float[]> q, k, v, seen, hidden, up, out;
+  std::unique_ptr<float[]> q, k, v, partials, hidden, up, out;
   Rows x, attended, activated;
-  Buffers(const Decoder& d, int rows, std::size_t seen)
+  Buffers(const Decoder& d, int rows, std::size_t numbers)
       : q(make(rows, d.heads * d.head_dim)), k(make(rows, d.kv_heads * d.head_dim)),
-        v(make(rows, d.kv_heads * d.head_dim)), seen(new float[seen]),
+        v(make(rows, d.kv_heads * d.head_dim)), partials(new float[numbers]),
         hidden(make(rows, d.hidden)), up(make(rows, d.hidden)), out(make(rows, d.dim)), x(rows, d.dim),
         attended(rows, d.heads * d.head_dim), activated(rows, d.hidden) {}
   static std::unique_ptr<float[]> make(int rows, int width) {
@@ -119,7 +119,7 @@ struct Buffers {
 class Step {
  public:
   Step(const Decoder& d, const Call& call, const Plan& plan, Buffers& b, Team& team)
-      : d_(d), call_(call), b_(b), team_(team), plan_(plan), attention_(d, call, b.q.get(), plan_, b.seen.get()),
+      : d_(d), call_(call), b_(b), team_(team), plan_(plan), attention_(d, call, b.q.get(), plan_, b.partials.get()),
         panel_(call.rows * LANES), line_(std::max(d.dim, d.heads * d.head_dim)) {}
 
   static constexpr int PHASES = 12;  // In a layer, with a norm after each sublayer.
@@ -190,7 +190,7 @@ class Step {
     next(panels, [&](int piece) {
       int i = 0;
       for (; piece >= weights[i]->panels; ++i) piece -= weights[i]->panels;
-      multiply(*weights[i], piece, from, call_.rows, panel_.data());
+      multiply(*weights[i], piece, from, panel_.data());
       place(*weights[i], piece, call_.rows, panel_.data(), outputs[i]);
     });
   }
@@ -206,7 +206,7 @@ class Step {
       return;
     }
     next(weight.panels, [&](int panel) {
-      multiply(weight, panel, from, call_.rows, panel_.data());
+      multiply(weight, panel, from, panel_.data());
       const int first = panel * LANES, kept = std::min(LANES, weight.outputs - first);
       for (int row = 0; row < call_.rows; ++row)
         for (int i = 0; i < kept; ++i) x(row)[first + i] += panel_[row * LANES + i];

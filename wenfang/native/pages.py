@@ -38,7 +38,8 @@ class LargePages:
         return torch.empty(shape, dtype=dtype) if place is None else place.view(dtype).view(shape)
 
     def zeros(self, *shape: int, dtype: torch.dtype) -> Tensor:
-        """As `empty`, with zeros, which take memory only once they are written; torch's own do not wait for that."""
+        """As `empty`, with zeros. They take memory only once they are written, some 2 MB at a time where pages are
+        large; torch's own do not wait for that."""
         size = math.prod(shape) * dtype.itemsize
         place = self._take(size)  # The system gives pages filled with zeros.
         if place is None:

@@ -38,7 +38,7 @@ extern "C" void quantized_linear(const Weight* weight, const float* x, float* y,
     const int share = std::max(1, weight->panels / (8 * threads));  // Whoever is held up takes fewer.
 #pragma omp for schedule(dynamic, share)
     for (int panel = 0; panel < weight->panels; ++panel) {
-      multiply(*weight, panel, quantised, rows, out.get());
+      multiply(*weight, panel, quantised, out.get());
       place(*weight, panel, rows, out.get(), y);
     }
   }

@@ -80,17 +80,17 @@ ints dot6(ints sum, bytes w, std::int32_t x, bytes v, std::int32_t y) { return d
 struct Group {
   std::int8_t codes[GROUP];
   float step;         // What the codes count.
-  float total;        // The sum of the numbers, or the largest number there is.
+  float total;        // The sum of the numbers, within fp32: infinity times a minimum of zero would be no number.
   std::int32_t zero;  // What makes up for 128 added to each weight.
 };
 
-// Rows of activations, by group: those of all rows, and then the next ones. The last group is filled up with zeros.
+// Rows of activations: group 0 of every row, then group 1 of every row, … The last group is filled up with zeros.
 struct Rows {
   const int count, groups;
   const std::unique_ptr<Group[]> all;
 
-  Rows(int count, int inputs)
-      : count(count), groups((inputs + GROUP - 1) / GROUP), all(new Group[std::size_t(count) * groups]) {}
+  Rows(int rows, int inputs)
+      : count(rows), groups((inputs + GROUP - 1) / GROUP), all(new Group[std::size_t(rows) * groups]) {}
 
   void quantise(int row, const float* x, int inputs) {
     float last[GROUP] = {};
@@ -202,23 +202,23 @@ void compute(const std::uint8_t* w, const bf16* scales, const Rows& rows, int ro
 }
 
 template <int R>
-int some_rows(const Weight& weight, int panel, const Rows& x, int row, int rows, float* out) {
+int some_rows(const Weight& weight, int panel, const Rows& x, int row, float* out) {
   const std::size_t width = std::size_t(x.groups) * GROUP;
   const std::uint8_t* w = weight.codes + panel * width * LANES * weight.bits / 8;
   const bf16* scales = weight.scales + std::size_t(panel) * x.groups * LANES * scales_of(weight.bits);
   const auto some = weight.bits == 8 ? compute<8, R> : weight.bits == 6 ? compute<6, R> : compute<4, R>;
-  for (; row + R <= rows; row += R) some(w, scales, x, row, out + row * LANES);
+  for (; row + R <= x.count; row += R) some(w, scales, x, row, out + row * LANES);
   return row;
 }
 
 // The outputs [row][lane] of one panel for all rows, with the bias (whose last panel is filled up, too).
-void multiply(const Weight& weight, int panel, const Rows& x, int rows, float* out) {
-  int row = some_rows<ROWS>(weight, panel, x, 0, rows, out);
-  row = some_rows<4>(weight, panel, x, row, rows, out);
-  row = some_rows<2>(weight, panel, x, row, rows, out);
-  some_rows<1>(weight, panel, x, row, rows, out);
+void multiply(const Weight& weight, int panel, const Rows& x, float* out) {
+  int row = some_rows<ROWS>(weight, panel, x, 0, out);
+  row = some_rows<4>(weight, panel, x, row, out);
+  row = some_rows<2>(weight, panel, x, row, out);
+  some_rows<1>(weight, panel, x, row, out);
   if (weight.bias)
-    for (row = 0; row < rows; ++row)
+    for (row = 0; row < x.count; ++row)
       for (int lane = 0; lane < LANES; ++lane)
         out[row * LANES + lane] += weight.bias[std::size_t(panel) * LANES + lane];
 }

@@ -104,13 +104,19 @@ def unpack(weight: PackedWeight) -> Tensor:
 
 
 def rounding_loss(weight_OI: Tensor, bits: Bits) -> float:
-    """What rounding takes from a weight, as a share of its size (by their norms); of `SLICE` outputs."""
-    some = weight_OI.detach()[:SLICE].float()
+    """What rounding takes from a weight, as a share of its size (by their norms), of some `SLICE` outputs."""
+    some = weight_OI.detach()[:: max(1, len(weight_OI) // SLICE)][:SLICE].float()
     return float((unpack(pack(some, bits)) - some).norm() / some.norm().clamp_min(1e-30))
 
 
 def look_up(weight: PackedWeight, rows: Tensor) -> Tensor:
-    """Some rows of `unpack`, whose numbers fill one more dimension than the whole numbers `rows`."""
+    """Some rows of `unpack`, whose numbers fill one more dimension than the whole numbers `rows`.
+
+    Raises:
+        IndexError: there is no such row.
+    """
+    if rows.numel() and not 0 <= rows.min() <= rows.max() < weight.outputs:
+        raise IndexError(f"rows {rows.min()} … {rows.max()} of a weight with {weight.outputs}")
     library = _library()
     if library is None:
         panels, lanes = rows.flatten() // LANES, rows.flatten() % LANES
