@@ -56,6 +56,15 @@ def _matcher(seed: int, V: int) -> Matcher:
     return matcher
 
 
+def test_logits_are_afterwards_what_they_were() -> None:
+    rules = [SamplingParams(), *(rule for rule in RULES if rule.logit_bias)]
+    rules.append(SamplingParams(repetition_penalty=1.7, presence_penalty=0.5, dry_multiplier=2.0))
+    logits = _rows("peaked", len(rules), 100)
+    before = logits.clone()
+    choose(logits, [Sampler(rule, [5, 3, 5, 3], written=[3, 5, 3]) for rule in rules])
+    assert torch.equal(logits, before)
+
+
 def _by_torch(monkeypatch: pytest.MonkeyPatch, logits: torch.Tensor, samplers: list[Sampler]) -> list[int]:
     with monkeypatch.context() as patch:
         patch.setattr(sampling, "can_sample", lambda: False)
