@@ -62,13 +62,6 @@ class Sampler:
         return torch.tensor(tokens), torch.tensor(values, dtype=torch.float32)
 
     @property
-    def touched(self) -> Tensor:
-        """Tokens whose logits bias and penalties may change, some perhaps more than once."""
-        p = self.params
-        by_history = p.repetition_penalty != 1.0 or p.presence_penalty or p.frequency_penalty or p.dry_multiplier
-        return torch.tensor([*p.logit_bias, *(self.history if by_history else ())], dtype=torch.long)
-
-    @property
     def usual(self) -> bool:
         """Whether compiled code knows all rules that are asked for."""
         p = self.params
@@ -117,29 +110,21 @@ def choose(logits_NV: Tensor, samplers: Sequence[Sampler]) -> list[int]:
 
 
 def _choose_compiled(logits_NV: Tensor, samplers: Sequence[Sampler], which: Sequence[int]) -> list[int]:
-    """The next tokens of these rows. Penalties stand in the logits only meanwhile: copying them would take longer than
-    choosing, where vocabularies are large."""
+    """The next tokens of these rows."""
     start, step = logits_NV.data_ptr(), logits_NV.stride(0) * logits_NV.itemsize
-    changed = []
+    penalised = {i: _penalise_row(logits_NV[i].clone(), samplers[i]) for i in which if _penalised(samplers[i].params)}
     rows = []
     for i in which:
         params, matcher = samplers[i].params, samplers[i].matcher
-        if _penalised(params):
-            touched = samplers[i].touched
-            changed.append((logits_NV[i], touched, logits_NV[i][touched]))
-            _penalise_row(logits_NV[i], samplers[i])
         rows.append(
             Row(
-                start + i * step,
+                penalised[i].data_ptr() if i in penalised else start + i * step,
                 None if matcher is None else matcher.address,
                 key_to_int(samplers[i].key) if params.temperature else 0,
                 *(params.temperature, params.top_p, params.min_p, params.top_k),
             )
         )
-    chosen = sample(rows, logits_NV.shape[1])
-    for logits_V, touched, before in changed:
-        logits_V[touched] = before
-    return chosen
+    return sample(rows, logits_NV.shape[1])
 
 
 def _choose_torch(logits_NV: Tensor, samplers: Sequence[Sampler], which: Sequence[int]) -> list[int]:
