@@ -62,8 +62,6 @@ SHAPES = {
     "tiny": (gpt2(vocab_size=512, dim=64, layers=2, heads=2, context=64), 4),
 }
 """Architecture and rows per step; `tiny` is for trying this file."""
-BF16_PEAK = 463e9
-"""FLOP/s that two cores of AMD EPYC Zen 4 reach with `vdpbf16ps`; the distance to it is printed."""
 DISTURBED = 0.05
 """Share of the processor's time from which on others disturb a step."""
 PATIENCE = 8
@@ -273,10 +271,8 @@ def main() -> None:
 
 
 def peak_of(device: torch.device) -> float:
-    """What products could reach: by the maker's datasheet for a GPU that is known, as measured otherwise."""
+    """What products could reach: by the maker's datasheet for a GPU that is known, as large ones do here otherwise."""
     dtype = arithmetic(device)
-    if device.type == "cpu" and dtype == torch.bfloat16:
-        return BF16_PEAK
     name = torch.cuda.get_device_name().lower() if device.type == "cuda" else device.type
     known = next((preset for key, preset in PRESETS.items() if key in name.replace(" ", "")), None)
     return known.flops(str(dtype).removeprefix("torch.")) if known else matmul_flops(dtype, device.type)

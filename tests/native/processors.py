@@ -4,13 +4,16 @@ import ctypes
 import subprocess
 from pathlib import Path
 
-STAND_INS = Path(__file__).with_name("avx512.h")
+HERE = Path(__file__).parent
+STAND_INS = {"avx512": ["avx512.h"], "amx": ["avx512.h", "tiles.h"]}
+"""Headers with loops for a processor's instructions."""
 
 
 def compiled_for(processor: str, source: Path, folder: Path) -> ctypes.CDLL:
-    """A kernel's library for a processor that GCC knows, or for `avx512` with loops for its instructions."""
-    options = ["-include", str(STAND_INS)] if processor == "avx512" else [f"-march={processor}"]
-    made = folder / "kernel.so"
+    """A kernel's library for a processor that GCC knows, or for one with loops for its instructions."""
+    stand_ins = [option for name in STAND_INS.get(processor, ()) for option in ("-include", str(HERE / name))]
+    options = stand_ins or [f"-march={processor}"]
+    made = folder / f"{processor}.so"
     command = ["g++", "-O2", *options, "-Wno-psabi", "-std=c++17", "-fopenmp", "-shared", "-fPIC"]
     subprocess.run([*command, str(source), "-o", str(made)], check=True, capture_output=True)
     return ctypes.CDLL(str(made))

@@ -1,8 +1,10 @@
 """The kernel against torch's own attention in fp64, forward and backward."""
 
 import ctypes
+import functools
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,17 +21,10 @@ HAS_BF16 = Path("/proc/cpuinfo").exists() and "avx512_bf16" in Path("/proc/cpuin
 
 
 @pytest.fixture(scope="module")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """The kernel for AVX512-BF16 with loops for its instructions."""
-    return compiled_for("avx512", KERNEL.SOURCE, tmp_path_factory.mktemp("kernel"))
-
-
-@pytest.fixture
-def bf16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kernel for bf16, emulated where the processor has none."""
-    if not HAS_BF16:
-        library = request.getfixturevalue("emulated")
-        monkeypatch.setattr(KERNEL, "_library", lambda: library)
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ctypes.CDLL]:
+    """The kernel for a processor, emulated where need be."""
+    folder = tmp_path_factory.mktemp("kernel")
+    return functools.cache(lambda processor: compiled_for(processor, KERNEL.SOURCE, folder))
 
 
 def _heads(B: int, H: int, T: int, K: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -54,7 +49,15 @@ def _starts(kind: str, B: int, T: int) -> Tensor:
 
 
 @needs_compiler
-@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 2e-6), (torch.bfloat16, 0.006)])  # 24 and 8 bits kept.
+@pytest.mark.parametrize(
+    ("dtype", "processor"),
+    [
+        (torch.float32, "this"),
+        pytest.param(torch.bfloat16, "this", marks=pytest.mark.skipif(not HAS_BF16, reason="needs AVX512-BF16")),
+        (torch.bfloat16, "avx512"),
+        (torch.bfloat16, "amx"),
+    ],
+)
 @pytest.mark.parametrize("starts", ["causal", "documents", "window"])
 @pytest.mark.parametrize(
     "shape",
@@ -68,12 +71,19 @@ def _starts(kind: str, B: int, T: int) -> Tensor:
     ],
 )
 def test_context_and_gradients_are_those_of_torch(
-    shape: tuple[int, int, int, int, int], starts: str, dtype: torch.dtype, error: float, request: pytest.FixtureRequest
+    shape: tuple[int, int, int, int, int],
+    starts: str,
+    dtype: torch.dtype,
+    processor: str,
+    libraries: Callable[[str], ctypes.CDLL],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     B, H, G, T, K = shape
     torch.manual_seed(0)
-    if dtype == torch.bfloat16:
-        request.getfixturevalue("bf16")
+    if processor != "this":
+        library = libraries(processor)
+        monkeypatch.setattr(KERNEL, "_library", lambda: library)
+    error = 2e-6 if dtype == torch.float32 else 0.006  # 24 and 8 bits kept.
     q, k, v = _heads(B, H, T, K, dtype), _heads(B, G, T, K, dtype), _heads(B, G, T, K, dtype)
     starts_BT, scale = _starts(starts, B, T), 0.7 * K**-0.5
     gradient = torch.randn(B, H, T, K).to(dtype)

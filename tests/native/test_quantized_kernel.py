@@ -45,7 +45,7 @@ def test_a_row_is_the_same_in_any_company(bits: Bits) -> None:
     torch.manual_seed(0)
     weight, x = pack(torch.randn(80, 200), bits), torch.randn(29, 200).bfloat16()
     whole = linear(x, weight)
-    for n in range(1, 29):
+    for n in range(1, 29):  # Tiles take sixteen at a time.
         assert torch.equal(linear(x[:n], weight), whole[:n])
         assert torch.equal(linear(x[n:], weight), whole[n:])
 
@@ -92,20 +92,21 @@ def test_rows_are_those_of_the_whole(bits: Bits, compiled: bool, monkeypatch: py
 
 
 @needs_compiler
-@pytest.mark.parametrize("processor", ["avx512", "haswell", "x86-64"])
+@pytest.mark.parametrize("processor", ["avx512", "amx", "haswell", "x86-64"])
 def test_other_processors_compute_the_same(processor: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """AVX2 runs wherever AVX512 does; plain C++, and AVX512 with loops for its instructions, run everywhere."""
+    """AVX2 runs wherever AVX512 does; plain C++, and what has loops for its instructions, run everywhere."""
     if processor == "haswell" and "avx2" not in Path("/proc/cpuinfo").read_text():
         pytest.skip("needs AVX2")
     torch.manual_seed(0)
     weights = [pack(torch.randn(40, 100), bits) for bits in (8, 6, 4)]
-    x = torch.randn(11, 100).bfloat16()
+    x = torch.randn(43, 100).bfloat16()
     native = [linear(x, weight) for weight in weights]
     library = compiled_for(processor, quantized.SOURCE, tmp_path)
     monkeypatch.setattr(quantized, "_library", lambda: library)
     for weight, expected in zip(weights, native, strict=True):
         # Fused multiply-adds may move the last bit before rounding to bf16.
         torch.testing.assert_close(linear(x, weight), expected, rtol=2**-7, atol=1e-3)
+        assert torch.equal(linear(x[30:], weight), linear(x, weight)[30:])  # Of 43, tiles take 32.
         assert torch.equal(look_up(weight, torch.arange(40)), unpack(weight))
 
 

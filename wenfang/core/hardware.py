@@ -23,6 +23,8 @@ class Hardware:
     """What this machine offers to training and inference."""
 
     processor: str
+    instructions: str
+    """Extensions of its instruction set, as Linux lists them; empty elsewhere."""
     cores: int
     """Those that this process may use; a container's share of one counts as one."""
     memory_bytes: int
@@ -36,14 +38,15 @@ class Hardware:
 @functools.cache
 def detect() -> Hardware:
     """Look at the machine without measuring or importing anything heavy."""
-    flags = _cpuinfo("flags") or _cpuinfo("Features")
+    instructions = _cpuinfo("flags") or _cpuinfo("Features")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Hardware(
         processor=_cpuinfo("model name") or platform.processor() or platform.machine(),
+        instructions=instructions,
         cores=min(cores, math.ceil(processor_limit() or cores)),
         memory_bytes=min(memory, memory_limit_bytes() or memory),
-        bf16="avx512_bf16" in flags or "amx_bf16" in flags or "bf16" in flags.split(),
+        bf16=not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(instructions.split()),
         compiler=shutil.which(os.environ.get("CXX", "g++")) is not None or shutil.which("clang++") is not None,
     )
 

@@ -11,7 +11,7 @@
 // (rows 2p and 2p+1 together: the sum runs over rows) or "turned" (columns 2p and 2p+1 of each row become element p: the
 // sum runs over columns).
 
-#include "vectors.h"
+#include "tiles.h"
 
 #include <algorithm>
 #include <cmath>
@@ -33,9 +33,11 @@ int spaced(int n) { return n + 16; }
 int rounded(int n, int to) { return (n + to - 1) / to * to; }
 
 template <class T>
-using Unit = std::conditional_t<std::is_same_v<T, bf16>, pair, float>;
+using Unit = std::conditional_t<std::is_same_v<T, bf16>, pair, T>;
 template <class T>
 constexpr int IN_UNIT = sizeof(Unit<T>) / sizeof(T);
+template <class T>
+constexpr int COLUMNS = HAS_TILES ? TILE * IN_UNIT<T> : WIDTH;  // Positions that are looked at together: whole tiles.
 
 floats load(const float* x) { return read<floats>(x); }
 void store(float* out, floats x) { write(out, x); }
@@ -48,9 +50,9 @@ floats add_product(floats sum, words left, words right) {
 void store(bf16* out, floats x) { write(out, (halves)_mm512_cvtneps_pbh((__m512)x)); }
 #endif
 
-// A tile of ROWS × (N · WIDTH) of C. A's element (m, p) lies at a[m * a_row + p * a_unit].
+// ROWS × (N · WIDTH) of C.
 template <int N, class U>
-void tile(const U* a, int a_row, int a_unit, const U* b, int b_row, float* c, int c_row, int units, bool add) {
+void in_registers(const U* a, int a_row, const U* b, int b_row, float* c, int c_row, int units, bool add) {
   floats sum[ROWS][N];
   for (int m = 0; m < ROWS; ++m)
     for (int n = 0; n < N; ++n) sum[m][n] = add ? load(c + m * c_row + n * WIDTH) : floats{};
@@ -58,7 +60,7 @@ void tile(const U* a, int a_row, int a_unit, const U* b, int b_row, float* c, in
     decltype(load(b)) right[N];
     for (int n = 0; n < N; ++n) right[n] = hold(load(b + p * b_row + n * WIDTH));
     for (int m = 0; m < ROWS; ++m) {
-      const auto left = spread(a[m * a_row + p * a_unit]);
+      const auto left = spread(a[m * a_row + p]);
       for (int n = 0; n < N; ++n) sum[m][n] = add_product(sum[m][n], left, right[n]);
     }
   }
@@ -66,15 +68,53 @@ void tile(const U* a, int a_row, int a_unit, const U* b, int b_row, float* c, in
     for (int n = 0; n < N; ++n) store(c + m * c_row + n * WIDTH, sum[m][n]);
 }
 
+#if HAS_TILES
+// 2 · TILE × (N · TILE) of C; `units` is a multiple of TILE.
+template <int N>
+void in_tiles(const pair* a, int a_row, const pair* b, int b_row, float* c, int c_row, int units, bool add) {
+  const std::size_t a_line = a_row * sizeof *a, b_line = b_row * sizeof *b, c_line = c_row * sizeof *c;
+  float* const lower = c + TILE * c_row;
+  zero_tile<0>(), zero_tile<1>(), zero_tile<2>(), zero_tile<3>();
+  if (add) {
+    load_tile<0>(c, c_line), load_tile<2>(lower, c_line);
+    if constexpr (N == 2) load_tile<1>(c + TILE, c_line), load_tile<3>(lower + TILE, c_line);
+  }
+  for (int p = 0; p < units; p += TILE, a += TILE, b += TILE * b_row) {
+    load_tile<4>(a, a_line), load_tile<5>(a + TILE * a_row, a_line), load_tile<6>(b, b_line);
+    add_bf16_product<0, 4, 6>(), add_bf16_product<2, 5, 6>();
+    if constexpr (N == 2) {
+      load_tile<7>(b + TILE, b_line);
+      add_bf16_product<1, 4, 7>(), add_bf16_product<3, 5, 7>();
+    }
+  }
+  store_tile<0>(c, c_line), store_tile<2>(lower, c_line);
+  if constexpr (N == 2) store_tile<1>(c + TILE, c_line), store_tile<3>(lower + TILE, c_line);
+}
+#endif
+
 // C (rows × columns) = or += A · B. `rows` is a multiple of ROWS, `columns` of WIDTH.
 template <class U>
-void multiply(const U* a, int a_row, int a_unit, const U* b, int b_row, float* c, int c_row, int rows, int columns,
-              int units, bool add) {
+void multiply(const U* a, int a_row, const U* b, int b_row, float* c, int c_row, int rows, int columns, int units,
+              bool add) {
+#if HAS_TILES
+  if constexpr (std::is_same_v<U, pair>)
+    if (tiles_allowed() && rows % (2 * TILE) == 0 && units % TILE == 0) {
+      for (int m = 0; m < rows; m += 2 * TILE, a += 2 * TILE * a_row, c += 2 * TILE * c_row)
+        for (int n = 0; n < columns; n += 2 * TILE) {
+          const auto run = columns - n > TILE ? in_tiles<2> : in_tiles<1>;
+          run(a, a_row, b + n, b_row, c + n, c_row, units, add);
+        }
+      return;
+    }
+#endif
   for (int n = 0; n < columns; n += ACROSS * WIDTH) {
     const int registers = std::min(ACROSS, (columns - n) / WIDTH);
-    auto run = registers == 4 ? tile<4, U> : registers == 3 ? tile<3, U> : registers == 2 ? tile<2, U> : tile<1, U>;
+    const auto run = registers == 4   ? in_registers<4, U>
+                     : registers == 3 ? in_registers<3, U>
+                     : registers == 2 ? in_registers<2, U>
+                                      : in_registers<1, U>;
     for (int m = 0; m < rows; m += ROWS)
-      run(a + m * a_row, a_row, a_unit, b + n, b_row, c + m * c_row + n, c_row, units, add);
+      run(a + m * a_row, a_row, b + n, b_row, c + m * c_row + n, c_row, units, add);
   }
 }
 
@@ -85,14 +125,39 @@ struct Head {
   std::int64_t row;
 };
 
+// Rows and columns of WIDTH × WIDTH units change places, in squares of B × B and then of twice that.
+template <int B = 1>
+void transpose(words* v) {
+  const ints second = (COUNTING & B) != 0, swapped = COUNTING ^ B;
+  for (int i = 0; i < WIDTH; ++i) {
+    if (i & B) continue;
+    const words a = v[i], b = v[i + B];
+    v[i] = second ? __builtin_shuffle(b, swapped) : a;
+    v[i + B] = second ? b : __builtin_shuffle(a, swapped);
+  }
+  if constexpr (2 * B < WIDTH) transpose<2 * B>(v);
+}
+
+// A register of 32-bit numbers of which some are there, and zeros behind them.
+template <class V>
+V read_some(const void* from, int there) {
+  if (there >= WIDTH) return read<V>(from);
+  V some{};
+  std::memcpy(&some, from, std::max(0, there) * sizeof some[0]);
+  return some;
+}
+
 // out[p][t] = unit p of row t, in lines of `line`; zero for the rows from `rows` to `padded`.
 template <class T>
 void turn(Head<T> x, int rows, int padded, int width, Unit<T>* out, int line) {
-  for (int t = 0; t < padded; ++t)
-    for (int p = 0; p < width / IN_UNIT<T>; ++p) {
-      Unit<T> value = 0;
-      if (t < rows) std::memcpy(&value, x.data + t * x.row + IN_UNIT<T> * p, sizeof value);
-      out[p * line + t] = value;
+  const int units = width / IN_UNIT<T>;
+  for (int t = 0; t < padded; t += WIDTH)
+    for (int p = 0; p < units; p += WIDTH) {
+      words square[WIDTH] = {};
+      for (int i = 0; i < std::min(WIDTH, rows - t); ++i)
+        square[i] = read_some<words>(x.data + (t + i) * x.row + IN_UNIT<T> * p, units - p);
+      transpose(square);
+      for (int i = 0; i < std::min(WIDTH, units - p); ++i) write(out + (p + i) * line + t, square[i]);
     }
 }
 
@@ -214,6 +279,7 @@ void forward(const Shape* shape, const std::int32_t* starts, const N* q, const S
   const int group = shape->heads / shape->kv_heads;
 #pragma omp parallel
   {
+    const Tiles tiles(TILE, IN == 2);
     auto keys = room<U>(line * K / IN), values = room<U>(padded * K / IN);
     auto queries = room<N>(BLOCK * K), probabilities = room<N>(BLOCK * line);
     auto scores = room<float>(BLOCK * line), context = room<float>(BLOCK * K);
@@ -226,9 +292,10 @@ void forward(const Shape* shape, const std::int32_t* starts, const N* q, const S
         for (int h = g * group; h < (g + 1) * group; ++h)
           for (int first = 0; first < T; first += BLOCK) {
             const int rows = std::min(BLOCK, T - first);
-            const int base = start[first] / WIDTH * WIDTH, columns = rounded(first + rows - base, WIDTH);
+            const int base = start[first] / COLUMNS<N> * COLUMNS<N>;
+            const int columns = rounded(first + rows - base, COLUMNS<N>);
             gather(Head<N>{at(q, *qs, b, h) + first * qs->row, qs->row}, rows, BLOCK, K, queries.get());
-            multiply<U>((const U*)queries.get(), K / IN, 1, keys.get() + base, line, scores.get(), line, BLOCK,
+            multiply<U>((const U*)queries.get(), K / IN, keys.get() + base, line, scores.get(), line, BLOCK,
                         columns, K / IN, false);
             float sums[BLOCK] = {};
             for (int i = 0; i < rows; ++i) {
@@ -237,7 +304,7 @@ void forward(const Shape* shape, const std::int32_t* starts, const N* q, const S
                   soften(scores.get() + i * line, start[t], t + 1, base, columns, shape->scale,
                          probabilities.get() + i * line, sums + i);
             }
-            multiply<U>((const U*)probabilities.get(), line / IN, 1, values.get() + base / IN * K, K, context.get(),
+            multiply<U>((const U*)probabilities.get(), line / IN, values.get() + base / IN * K, K, context.get(),
                         K, BLOCK, K, columns / IN, false);
             for (int i = 0; i < rows; ++i) {
               const float inverse = 1 / sums[i];
@@ -262,13 +329,16 @@ void backward(const Shape* shape, const std::int32_t* starts, const N* q, const 
   const std::size_t all = std::size_t(padded) * K;
 #pragma omp parallel
   {
+    const Tiles tiles(TILE, IN == 2);
     auto keys = room<U>(all / IN), queries = room<U>(all / IN), queries_turned = room<U>(line * K / IN);
     auto grads = room<U>(all / IN), grads_turned = room<U>(line * K / IN);
     auto key_rows = room<N>(BLOCK * K), value_rows = room<N>(BLOCK * K);
+    auto key_columns = room<U>(BLOCK / IN * K);
     auto scores = room<float>(BLOCK * line), slopes = room<float>(BLOCK * line);
     auto probabilities = room<N>(BLOCK * line), steps = room<N>(BLOCK * line);
     auto steps_woven = room<U>(IN == 1 ? 0 : BLOCK / IN * line);
-    auto query_sums = room<float>(all), key_sums = room<float>(all), value_sums = room<float>(all);
+    auto query_sums = room<float>(line * K), query_sums_turned = room<float>(all);
+    auto key_sums = room<float>(all), value_sums = room<float>(all);
     auto deltas = room<float>(padded);
 #pragma omp for collapse(2) schedule(dynamic)
     for (int b = 0; b < shape->batch; ++b)
@@ -285,24 +355,24 @@ void backward(const Shape* shape, const std::int32_t* starts, const N* q, const 
           turn(gradient, T, padded, K, grads_turned.get(), line);
           weave(gradient, T, padded, K, grads.get());
           for (int t = 0; t < T; ++t) deltas[t] = dot(gradient.data + t * gradient.row, context.data + t * context.row, K);
-          std::fill_n(query_sums.get(), all, 0.0f);
+          std::fill_n(query_sums.get(), line * K, 0.0f);
           for (int first = 0, end = 0; first < T; first += BLOCK) {
             const int rows = std::min(BLOCK, T - first);
             for (end = std::max(end, first + rows); end < T && start[end] < first + rows;) ++end;
-            const int columns = rounded(end - first, WIDTH);
+            const int columns = rounded(end - first, COLUMNS<N>);
             gather(Head<N>{at(k, *ks, b, g) + first * ks->row, ks->row}, rows, BLOCK, K, key_rows.get());
             gather(Head<N>{at(v, *vs, b, g) + first * vs->row, vs->row}, rows, BLOCK, K, value_rows.get());
-            multiply<U>((const U*)key_rows.get(), K / IN, 1, queries_turned.get() + first, line, scores.get(), line,
+            turn(Head<U>{keys.get() + first / IN * K, K}, BLOCK / IN, BLOCK / IN, K, key_columns.get(), BLOCK / IN);
+            multiply<U>((const U*)key_rows.get(), K / IN, queries_turned.get() + first, line, scores.get(), line,
                         BLOCK, columns, K / IN, false);
-            multiply<U>((const U*)value_rows.get(), K / IN, 1, grads_turned.get() + first, line, slopes.get(), line,
+            multiply<U>((const U*)value_rows.get(), K / IN, grads_turned.get() + first, line, slopes.get(), line,
                         BLOCK, columns, K / IN, false);
             for (int n = 0; n < columns; n += WIDTH) {
               const int t = first + n;
               const ints real = between(t, 0, T), now = t + COUNTING;
-              ints begin{};
-              floats log_sum_t{}, delta_t{};
-              for (int i = 0; i < std::min(WIDTH, T - t); ++i)
-                begin[i] = start[t + i], log_sum_t[i] = log_sum[t + i], delta_t[i] = deltas[t + i];
+              const ints begin = read_some<ints>(start + t, T - t);
+              const floats log_sum_t = read_some<floats>(log_sum + t, T - t);
+              const floats delta_t = read_some<floats>(deltas.get() + t, T - t);
               [[maybe_unused]] words woven{};
               for (int j = 0; j < BLOCK; ++j) {
                 const ints seen = real & (begin <= first + j) & (now >= first + j);
@@ -312,21 +382,22 @@ void backward(const Shape* shape, const std::int32_t* starts, const N* q, const 
                 const floats step = p * (load(slopes.get() + at) - delta_t) * shape->scale;
                 store(probabilities.get() + at, p);
                 store(steps.get() + at, step);
-                if constexpr (IN == 2) {  // In fp32 the steps are their own left operand.
+                if constexpr (IN == 2) {  // Woven, unlike fp32, which needs not be.
                   const words number = __builtin_convertvector(read<halves>(steps.get() + at), words);
                   woven = j % 2 == 0 ? number : woven | number << 16;
                   if (j % 2) write(steps_woven.get() + j / 2 * line + n, woven);
                 }
               }
             }
-            multiply<U>((const U*)probabilities.get(), line / IN, 1, grads.get() + first / IN * K, K,
+            multiply<U>((const U*)probabilities.get(), line / IN, grads.get() + first / IN * K, K,
                         value_sums.get() + first * K, K, BLOCK, K, columns / IN, true);
-            multiply<U>((const U*)steps.get(), line / IN, 1, queries.get() + first / IN * K, K,
+            multiply<U>((const U*)steps.get(), line / IN, queries.get() + first / IN * K, K,
                         key_sums.get() + first * K, K, BLOCK, K, columns / IN, true);
-            multiply<U>(IN == 1 ? (const U*)steps.get() : steps_woven.get(), 1, line, keys.get() + first / IN * K, K,
-                        query_sums.get() + first * K, K, columns, K, BLOCK / IN, true);
+            multiply<U>(key_columns.get(), BLOCK / IN, IN == 1 ? (const U*)steps.get() : steps_woven.get(), line,
+                        query_sums.get() + first, line, K, columns, BLOCK / IN, true);
           }
-          copy(query_sums.get(), T, K, at(dq, *dqs, b, h), dqs->row);
+          turn(Head<float>{query_sums.get(), line}, K, K, padded, query_sums_turned.get(), K);
+          copy(query_sums_turned.get(), T, K, at(dq, *dqs, b, h), dqs->row);
         }
         copy(key_sums.get(), T, K, at(dk, *dks, b, g), dks->row);
         copy(value_sums.get(), T, K, at(dv, *dvs, b, g), dvs->row);

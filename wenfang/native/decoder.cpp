@@ -120,7 +120,7 @@ class Step {
  public:
   Step(const Decoder& d, const Call& call, const Plan& plan, Buffers& b, Team& team)
       : d_(d), call_(call), b_(b), team_(team), plan_(plan), attention_(d, call, b.q.get(), plan_, b.partials.get()),
-        panel_(call.rows * LANES), line_(std::max(d.dim, d.heads * d.head_dim)) {}
+        products_(call.rows), line_(std::max(d.dim, d.heads * d.head_dim)) {}
 
   static constexpr int PHASES = 12;  // In a layer, with a norm after each sublayer.
 
@@ -190,8 +190,7 @@ class Step {
     next(panels, [&](int piece) {
       int i = 0;
       for (; piece >= weights[i]->panels; ++i) piece -= weights[i]->panels;
-      multiply(*weights[i], piece, from, panel_.data());
-      place(*weights[i], piece, call_.rows, panel_.data(), outputs[i]);
+      place(*weights[i], piece, call_.rows, products_.multiply(*weights[i], piece, from), outputs[i]);
     });
   }
 
@@ -206,10 +205,10 @@ class Step {
       return;
     }
     next(weight.panels, [&](int panel) {
-      multiply(weight, panel, from, panel_.data());
+      const float* added = products_.multiply(weight, panel, from);
       const int first = panel * LANES, kept = std::min(LANES, weight.outputs - first);
       for (int row = 0; row < call_.rows; ++row)
-        for (int i = 0; i < kept; ++i) x(row)[first + i] += panel_[row * LANES + i];
+        for (int i = 0; i < kept; ++i) x(row)[first + i] += added[row * LANES + i];
     });
   }
 
@@ -249,7 +248,8 @@ class Step {
   Team& team_;
   Plan plan_;
   Attention attention_;
-  std::vector<float> panel_, line_;
+  Products products_;
+  std::vector<float> line_;
   int phase_ = 0;
 };
 

@@ -24,14 +24,14 @@ def load(source: Path) -> ctypes.CDLL | None:
     """The library made from one C++ file; None, with a warning, where the compiler is missing or refuses the file.
 
     The result is kept under `$XDG_CACHE_HOME/wenfang/native` by a hash of the source, the headers beside it, flags,
-    compiler and processor.
+    compiler and processor: one home may serve several machines, and virtual ones often give theirs the same name.
     """
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         return None  # Training says so, together with what else needs a compiler.
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
     sources = [path.read_bytes() for path in (source, *sorted(source.parent.glob("*.h")))]
-    facts = (sources, FLAGS, compiler, version, detect().processor)
+    facts = (sources, FLAGS, compiler, version, detect().processor, detect().instructions)
     key = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
     library = cache_folder() / "native" / f"{source.stem}-{key}.so"
     if not library.exists():

@@ -34,13 +34,11 @@ extern "C" void quantized_linear(const Weight* weight, const float* x, float* y,
 #pragma omp for schedule(static)
     for (int row = 0; row < rows; ++row)
       quantised.quantise(row, x + std::size_t(row) * weight->inputs, weight->inputs);
-    const std::unique_ptr<float[]> out(new float[std::size_t(rows) * LANES]);
+    Products products(rows);
     const int share = std::max(1, weight->panels / (8 * threads));  // Whoever is held up takes fewer.
 #pragma omp for schedule(dynamic, share)
-    for (int panel = 0; panel < weight->panels; ++panel) {
-      multiply(*weight, panel, quantised, out.get());
-      place(*weight, panel, rows, out.get(), y);
-    }
+    for (int panel = 0; panel < weight->panels; ++panel)
+      place(*weight, panel, rows, products.multiply(*weight, panel, quantised), y);
   }
 }
 

@@ -10,11 +10,12 @@
 
 #pragma once
 
-#include "vectors.h"
+#include "tiles.h"
 
 #include <algorithm>
 #include <cfloat>
 #include <memory>
+#include <vector>
 
 namespace {
 
@@ -76,9 +77,8 @@ ints close4(ints sum) { return sum; }
 ints dot6(ints sum, bytes w, std::int32_t x, bytes v, std::int32_t y) { return dot(dot(sum, w, x), v, y); }
 #endif
 
-// GROUP neighbouring numbers of a row of activations in eight bits.
-struct Group {
-  std::int8_t codes[GROUP];
+// What GROUP neighbouring numbers of a row of activations have beside their codes of eight bits.
+struct Scale {
   float step;         // What the codes count.
   float total;        // The sum of the numbers, within fp32: infinity times a minimum of zero would be no number.
   std::int32_t zero;  // What makes up for 128 added to each weight.
@@ -86,32 +86,36 @@ struct Group {
 
 // Rows of activations: group 0 of every row, then group 1 of every row, … The last group is filled up with zeros.
 struct Rows {
+  struct Codes {
+    alignas(GROUP) std::int8_t at[GROUP];  // Within a line of the cache.
+  };
+
   const int count, groups;
-  const std::unique_ptr<Group[]> all;
+  const std::unique_ptr<Codes[]> codes;
+  const std::unique_ptr<Scale[]> scales;
 
   Rows(int rows, int inputs)
-      : count(rows), groups((inputs + GROUP - 1) / GROUP), all(new Group[std::size_t(rows) * groups]) {}
+      : count(rows), groups((inputs + GROUP - 1) / GROUP), codes(new Codes[std::size_t(rows) * groups]),
+        scales(new Scale[std::size_t(rows) * groups]) {}
 
   void quantise(int row, const float* x, int inputs) {
     float last[GROUP] = {};
     for (int g = 0; g < groups; ++g) {
-      Group& to = all[std::size_t(g) * count + row];
+      const std::size_t at = std::size_t(g) * count + row;
       const float* part = x + std::size_t(g) * GROUP;
       if (const int there = inputs - g * GROUP; there < GROUP)
         part = static_cast<const float*>(std::memcpy(last, part, there * sizeof(float)));
       std::uint32_t largest = 0;  // The bits of numbers without sign are in the order of the numbers.
       for (int k = 0; k < GROUP; ++k) largest = std::max(largest, read<std::uint32_t>(part + k) & 0x7FFFFFFF);
-      const float most = read<float>(&largest), inverse = most > 0 ? 127 / most : 0;
+      const float most = read<float>(&largest), inverse = most > 0 ? 127 / most : 0, step = most / 127;
       int sum = 0;
       for (int k = 0; k < GROUP; ++k) {
         const float scaled = part[k] * inverse;
         const int whole = int(scaled + (scaled < 0 ? -0.5f : 0.5f));
-        to.codes[k] = std::int8_t(whole);
+        codes[at].at[k] = std::int8_t(whole);
         sum += whole;
       }
-      to.step = most / 127;
-      to.total = std::clamp(to.step * float(sum), -FLT_MAX, FLT_MAX);
-      to.zero = -128 * sum;
+      scales[at] = {step, std::clamp(step * float(sum), -FLT_MAX, FLT_MAX), -128 * sum};
     }
   }
 };
@@ -168,8 +172,9 @@ template <int BITS, int R>
 void compute(const std::uint8_t* w, const bf16* scales, const Rows& rows, int row, float* out) {
   constexpr int BYTES = LANES * QUAD * 2 * BITS / 8;  // Of two steps.
   floats sums[R][PARTS] = {};
-  const Group* x = rows.all.get() + row;
-  for (int g = 0; g < rows.groups; ++g, w += STEPS / 2 * BYTES, scales += LANES * scales_of(BITS), x += rows.count) {
+  const Rows::Codes* codes = rows.codes.get() + row;
+  const Scale* x = rows.scales.get() + row;
+  for (int g = 0; g < rows.groups; ++g, w += STEPS / 2 * BYTES, scales += LANES * scales_of(BITS)) {
     ints products[R][PARTS];
     for (int r = 0; r < R; ++r)
       for (int part = 0; part < PARTS; ++part) products[r][part] = start<BITS>(x[r].zero);
@@ -179,7 +184,7 @@ void compute(const std::uint8_t* w, const bf16* scales, const Rows& rows, int ro
       bytes one[PARTS], two[PARTS];
       for (int part = 0; part < PARTS; ++part) unpack<BITS>(w + part * sizeof(bytes), s, one[part], two[part]);
       for (int r = 0; r < R; ++r) {
-        const std::int8_t* its = x[r].codes + s * QUAD;
+        const std::int8_t* its = codes[r].at + s * QUAD;
         const auto x_one = read<std::int32_t>(its), x_two = read<std::int32_t>(its + QUAD);
         for (int part = 0; part < PARTS; ++part)
           products[r][part] = dots<BITS>(products[r][part], one[part], x_one, two[part], x_two);
@@ -197,31 +202,97 @@ void compute(const std::uint8_t* w, const bf16* scales, const Rows& rows, int ro
         }
       }
     }
+    codes += rows.count, x += rows.count;
   }
   std::memcpy(out, sums, sizeof sums);
 }
 
-template <int R>
-int some_rows(const Weight& weight, int panel, const Rows& x, int row, float* out) {
-  const std::size_t width = std::size_t(x.groups) * GROUP;
-  const std::uint8_t* w = weight.codes + panel * width * LANES * weight.bits / 8;
-  const bf16* scales = weight.scales + std::size_t(panel) * x.groups * LANES * scales_of(weight.bits);
-  const auto some = weight.bits == 8 ? compute<8, R> : weight.bits == 6 ? compute<6, R> : compute<4, R>;
-  for (; row + R <= x.count; row += R) some(w, scales, x, row, out + row * LANES);
-  return row;
+#if HAS_TILES
+// A panel's codes for tiles: signed, of a step after the other.
+template <int BITS>
+void open_panel(const std::uint8_t* w, int groups, std::uint8_t* to) {
+  constexpr std::uint8_t MIDDLE = BITS == 4 ? 0 : 1 << (BITS - 1);
+  for (int g = 0; g < groups; ++g, w += GROUP * LANES * BITS / 8)
+    for (int s = 0; s < STEPS; s += 2, to += 2 * sizeof(bytes)) {
+      bytes one, two;
+      unpack<BITS>(w, s, one, two);
+      write(to, one - MIDDLE), write(to + sizeof one, two - MIDDLE);
+    }
 }
 
-// The outputs [row][lane] of one panel for all rows, with the bias (whose last panel is filled up, too).
-void multiply(const Weight& weight, int panel, const Rows& x, float* out) {
-  int row = some_rows<ROWS>(weight, panel, x, 0, out);
-  row = some_rows<4>(weight, panel, x, row, out);
-  row = some_rows<2>(weight, panel, x, row, out);
-  some_rows<1>(weight, panel, x, row, out);
-  if (weight.bias)
-    for (row = 0; row < x.count; ++row)
-      for (int lane = 0; lane < LANES; ++lane)
-        out[row * LANES + lane] += weight.bias[std::size_t(panel) * LANES + lane];
+// One panel for TILE rows from number `row` on, as `compute` does it; R is 0, 1, … TILE − 1.
+template <int BITS, int... R>
+void compute_in_tiles(const std::uint8_t* w, const bf16* scales, const Rows& rows, int row, float* out,
+                      std::integer_sequence<int, R...>) {
+  floats sums[TILE] = {};
+  const Rows::Codes* codes = rows.codes.get() + row;
+  const Scale* x = rows.scales.get() + row;
+  for (int g = 0; g < rows.groups; ++g, w += GROUP * LANES, scales += LANES * scales_of(BITS)) {
+    zero_tile<0>(), load_tile<4>(codes, sizeof *codes), load_tile<6>(w, LANES * QUAD);
+    add_int8_product<0, 4, 6>();
+    ints products[TILE];
+    store_tile<0>(products, sizeof *products);
+    const floats scale = widen(scales);
+    if constexpr (BITS == 4)
+      ((sums[R] = add_product(sums[R], widen(scales + LANES), spread(x[R].total))), ...);
+    ((sums[R] = add_product(sums[R], to_float(products[R]), scale * x[R].step)), ...);
+    codes += rows.count, x += rows.count;
+  }
+  (write(out + R * LANES, sums[R]), ...);  // Copied whole, they would stay in memory all the time.
 }
+#endif
+
+// A thread's products of some rows with one panel after the other.
+class Products {
+ public:
+  explicit Products(int rows)
+      : tiled_rows_(tiles_allowed() ? rows / TILE * TILE : 0), tiles_(STEPS, tiled_rows_ > 0),
+        out_(std::size_t(rows) * LANES) {}
+
+  // A panel's outputs [row][lane], with the bias (whose last panel is filled up, too).
+  const float* multiply(const Weight& weight, int panel, const Rows& x) {
+    if (weight.bits == 8) multiply<8>(weight, panel, x);
+    else if (weight.bits == 6) multiply<6>(weight, panel, x);
+    else multiply<4>(weight, panel, x);
+    if (weight.bias)
+      for (int row = 0; row < x.count; ++row)
+        for (int lane = 0; lane < LANES; ++lane)
+          out_[row * LANES + lane] += weight.bias[std::size_t(panel) * LANES + lane];
+    return out_.data();
+  }
+
+ private:
+  template <int BITS>
+  void multiply(const Weight& weight, int panel, const Rows& x) {
+    const std::size_t width = std::size_t(x.groups) * GROUP;
+    const std::uint8_t* w = weight.codes + panel * width * LANES * BITS / 8;
+    const bf16* scales = weight.scales + std::size_t(panel) * x.groups * LANES * scales_of(BITS);
+    int row = 0;
+#if HAS_TILES
+    if (tiled_rows_) {
+      opened_.resize(std::max(opened_.size(), width * LANES));
+      open_panel<BITS>(w, x.groups, opened_.data());
+      for (; row < tiled_rows_; row += TILE)
+        compute_in_tiles<BITS>(opened_.data(), scales, x, row, &out_[row * LANES], Lanes());
+    }
+#endif
+    row = some_rows<BITS, ROWS>(w, scales, x, row);
+    row = some_rows<BITS, 4>(w, scales, x, row);
+    row = some_rows<BITS, 2>(w, scales, x, row);
+    some_rows<BITS, 1>(w, scales, x, row);
+  }
+
+  template <int BITS, int R>
+  int some_rows(const std::uint8_t* w, const bf16* scales, const Rows& x, int row) {
+    for (; row + R <= x.count; row += R) compute<BITS, R>(w, scales, x, row, &out_[row * LANES]);
+    return row;
+  }
+
+  const int tiled_rows_;
+  const Tiles tiles_;
+  std::vector<float> out_;
+  std::vector<std::uint8_t> opened_;
+};
 
 // Put a panel's outputs where they belong in rows of y.
 void place(const Weight& weight, int panel, int rows, const float* out, float* y) {
