@@ -27,9 +27,10 @@ from wenfang.native.quantized import (
 )
 
 Quantization = Literal["int8", "int4"]
-_BITS: dict[Quantization, Bits] = {"int8": 8, "int4": 4}
-_SENSITIVE_BITS: dict[Quantization, Bits] = {"int8": 8, "int4": 6}
-_SENSITIVE = ("lm_head", "k_proj", "v_proj", "up_proj", "down_proj")
+_BITS: dict[Quantization, Bits] = {"int8": 8, "int4": 6}
+_ROBUST_BITS: dict[Quantization, Bits] = {"int8": 8, "int4": 4}
+_ROBUST = ("q_proj", "o_proj")
+"""Projections of which small models lose little to four bits (docs/log.md, 2026-11-27)."""
 _LOSSLESS = 0.02
 """A weight that loses less than this share of itself to four bits had no more before: others lose some 0.08."""
 
@@ -87,8 +88,8 @@ class QuantizedEmbedding(nn.Module):
 
 
 def bits_of(projection: str, quantization: Quantization) -> Bits:
-    """The most bits that a weight of this projection gets, by its name: more for those that suffer most."""
-    return (_SENSITIVE_BITS if projection.endswith(_SENSITIVE) else _BITS)[quantization]
+    """The most bits that a weight of this projection gets, by its name: fewer for those that suffer least."""
+    return (_ROBUST_BITS if projection.endswith(_ROBUST) else _BITS)[quantization]
 
 
 def quantize(model: Decoder, quantization: Quantization) -> Decoder:

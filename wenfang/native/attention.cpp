@@ -6,7 +6,7 @@
 // Method: as FlashAttention (Dao et al. 2022), the backward pass recomputes the probabilities from the saved log-sum of
 // each row; but a block's whole row of scores fits into the L2 cache, so no running rescale is needed.
 //
-// Every product goes through one kernel, C[m][n] += Σ_p A[m][p] · B[p][n], whose p counts *units*: pairs of bf16, of which
+// Every product goes through one function, in registers or tiles: C[m][n] += Σ_p A[m][p] · B[p][n], whose p counts *units*: pairs of bf16, of which
 // the processor multiplies two neighbours at once, or single fp32 numbers. An operand is laid out for it either "woven"
 // (rows 2p and 2p+1 together: the sum runs over rows) or "turned" (columns 2p and 2p+1 of each row become element p: the
 // sum runs over columns).
