@@ -84,14 +84,15 @@ def _fused(model: Decoder) -> FusedDecoder:
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.inference_mode()
 def test_states_are_those_of_the_layers_run_one_by_one(name: str, quantization: Quantization) -> None:
-    """Sums in another order now and then move an activation to its next eight-bit step; nothing else differs."""
+    """Sums in another order now and then move an activation to its next eight-bit step; with AMX, queries and
+    probabilities have eight bits less as well. Nothing else differs."""
     model, T = _model(CONFIGS[name], quantization), 150
     ids = torch.randint(64, (T,), generator=torch.Generator().manual_seed(1)).tolist()
     expected_TD = model.hidden(torch.tensor([ids]), torch.arange(T)[None], _Rounded(), torch.float32)[0]
     table = [5, 2, 9, 7, 0, 11, 3, 1, 8, 20]
     states_TD = _fused(model).hidden(ids, range(T), [table] * T)
     error = (states_TD - expected_TD).norm() / expected_TD.norm()
-    assert error < 0.02
+    assert error < 0.03
 
 
 @pytest.mark.parametrize("name", ["qwen3", "gemma2"])
@@ -105,7 +106,7 @@ def test_gates_far_from_zero_are_shut_or_open(name: str) -> None:
     quantize(model.eval(), "int8")
     expected_TD = model.hidden(torch.arange(T)[None], torch.arange(T)[None], _Rounded(), torch.float32)[0]
     states_TD = _fused(model).hidden(range(T), range(T), [[1]] * T)
-    assert (states_TD - expected_TD).norm() / expected_TD.norm() < 0.02
+    assert (states_TD - expected_TD).norm() / expected_TD.norm() < 0.03
 
 
 @pytest.mark.usefixtures("two_threads")
@@ -142,7 +143,7 @@ def test_threads_do_not_change_the_result() -> None:
     assert torch.equal(*results)
 
 
-@pytest.mark.parametrize("processor", ["avx512", "haswell", "x86-64"])
+@pytest.mark.parametrize("processor", ["avx512", "amx", "haswell", "x86-64"])
 @torch.inference_mode()
 def test_other_processors_compute_the_same(processor: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if processor == "haswell" and "avx2" not in Path("/proc/cpuinfo").read_text():
@@ -153,7 +154,11 @@ def test_other_processors_compute_the_same(processor: str, tmp_path: Path, monke
     library = compiled_for(processor, decoder.SOURCE, tmp_path)
     monkeypatch.setattr("wenfang.model.fused.step", lambda: library.decoder_step)
     states_TD = _fused(model).hidden(*call)
-    assert (states_TD - native_TD).norm() / native_TD.norm() < 0.02
+    assert (states_TD - native_TD).norm() / native_TD.norm() < 0.03
+    fused = _fused(model)
+    for first, last in ((0, 5), (5, 69), (69, 70)):
+        part_TD = fused.hidden(call[0][first:last], call[1][first:last], call[2][first:last])
+        assert torch.equal(part_TD, states_TD[first:last])
 
 
 def test_what_compiled_code_does_not_know_is_left_to_torch() -> None:

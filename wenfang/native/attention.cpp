@@ -6,10 +6,10 @@
 // Method: as FlashAttention (Dao et al. 2022), the backward pass recomputes the probabilities from the saved log-sum of
 // each row; but a block's whole row of scores fits into the L2 cache, so no running rescale is needed.
 //
-// Every product goes through one function, in registers or tiles: C[m][n] += Σ_p A[m][p] · B[p][n], whose p counts *units*: pairs of bf16, of which
-// the processor multiplies two neighbours at once, or single fp32 numbers. An operand is laid out for it either "woven"
-// (rows 2p and 2p+1 together: the sum runs over rows) or "turned" (columns 2p and 2p+1 of each row become element p: the
-// sum runs over columns).
+// Every product goes through one function, in registers or tiles: C[m][n] += Σ_p A[m][p] · B[p][n], whose p counts
+// *units*: pairs of bf16, of which the processor multiplies two neighbours at once, or single fp32 numbers. An operand is
+// laid out for it either "woven" (rows 2p and 2p+1 together: the sum runs over rows) or "turned" (columns 2p and 2p+1 of
+// each row become element p: the sum runs over columns).
 
 #include "tiles.h"
 
@@ -47,7 +47,7 @@ words spread(pair x) { return words{} + x; }
 floats add_product(floats sum, words left, words right) {
   return (floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)left, (__m512bh)right);
 }
-void store(bf16* out, floats x) { write(out, (halves)_mm512_cvtneps_pbh((__m512)x)); }
+void store(bf16* out, floats x) { write(out, narrow(x)); }
 #endif
 
 // ROWS × (N · WIDTH) of C.
@@ -124,19 +124,6 @@ struct Head {
   const T* data;
   std::int64_t row;
 };
-
-// Rows and columns of WIDTH × WIDTH units change places, in squares of B × B and then of twice that.
-template <int B = 1>
-void transpose(words* v) {
-  const ints second = (COUNTING & B) != 0, swapped = COUNTING ^ B;
-  for (int i = 0; i < WIDTH; ++i) {
-    if (i & B) continue;
-    const words a = v[i], b = v[i + B];
-    v[i] = second ? __builtin_shuffle(b, swapped) : a;
-    v[i + B] = second ? b : __builtin_shuffle(a, swapped);
-  }
-  if constexpr (2 * B < WIDTH) transpose<2 * B>(v);
-}
 
 // A register of 32-bit numbers of which some are there, and zeros behind them.
 template <class V>
@@ -279,7 +266,7 @@ void forward(const Shape* shape, const std::int32_t* starts, const N* q, const S
   const int group = shape->heads / shape->kv_heads;
 #pragma omp parallel
   {
-    const Tiles tiles(TILE, IN == 2);
+    const Tiles tiles(TILE, TILE);
     auto keys = room<U>(line * K / IN), values = room<U>(padded * K / IN);
     auto queries = room<N>(BLOCK * K), probabilities = room<N>(BLOCK * line);
     auto scores = room<float>(BLOCK * line), context = room<float>(BLOCK * K);
@@ -329,7 +316,7 @@ void backward(const Shape* shape, const std::int32_t* starts, const N* q, const 
   const std::size_t all = std::size_t(padded) * K;
 #pragma omp parallel
   {
-    const Tiles tiles(TILE, IN == 2);
+    const Tiles tiles(TILE, TILE);
     auto keys = room<U>(all / IN), queries = room<U>(all / IN), queries_turned = room<U>(line * K / IN);
     auto grads = room<U>(all / IN), grads_turned = room<U>(line * K / IN);
     auto key_rows = room<N>(BLOCK * K), value_rows = room<N>(BLOCK * K);

@@ -15,11 +15,6 @@
 
 namespace {
 
-bf16 narrow(float x) {  // To the nearest, ties to even.
-  const std::uint32_t bits = read<std::uint32_t>(&x);
-  return bf16((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
-}
-
 // out = x / rms(x) · weight; `out` may be x.
 void normalise(const float* x, const float* weight, int width, float eps, float* out) {
   floats squares = {};
@@ -239,7 +234,10 @@ class Step {
     arrange(q, d_.heads * K);
     const std::size_t at = place_of(call_, row, position) * wide;
     const float* v = b_.v.get() + std::size_t(row) * wide;
-    for (int i = 0; i < wide; ++i) l.keys[at + i] = narrow(k[i]), l.values[at + i] = narrow(v[i]);
+    for (int i = 0; i < wide; i += WIDTH) {
+      write(l.keys + at + i, narrow(read<floats>(k + i)));
+      write(l.values + at + i, narrow(read<floats>(v + i)));
+    }
   }
 
   const Decoder& d_;
@@ -264,6 +262,7 @@ extern "C" void decoder_step(const Decoder* decoder, const Call* call) {
   {
 #pragma omp single  // There may be fewer threads than asked for.
     team.reset(new Team(omp_get_num_threads(), decoder->count * Step::PHASES + 1));
+    const Tiles tiles(TILE, STEPS);
     Step(*decoder, *call, plan, buffers, *team).run();
   }
 }

@@ -15,7 +15,7 @@
 namespace {
 
 constexpr int SPAN = 4 * BLOCK;
-constexpr int QUERY_ROWS = 4;   // Neighbouring tokens of a sequence whose queries look at the keys together.
+constexpr int QUERY_ROWS = HAS_TILES ? 16 : 4;  // Neighbouring tokens of a sequence whose queries look at keys together.
 constexpr int PREFETCHED = 4;   // Blocks of keys that are fetched before their use.
 constexpr int SHARE = 4;        // A thread's work may be in this many pieces; of one that is larger others can take spans.
 constexpr std::size_t MOST_NUMBERS = 1 << 24;  // That partial results by spans may take.
@@ -147,7 +147,10 @@ class Attention {
  public:
   Attention(const Decoder& d, const Call& call, const float* q, const Plan& plan, float* partials)
       : d_(d), call_(call), q_(q), plan_(plan), partials_(partials), group_(d.heads / d.kv_heads),
-        stride_(std::size_t(d.kv_heads) * d.head_dim), scores_(std::size_t(QUERY_ROWS) * d.heads * SPAN) {}
+        stride_(std::size_t(d.kv_heads) * d.head_dim), in_tiles_(tiles_allowed() && d.head_dim % (2 * TILE) == 0),
+        scores_(std::size_t(QUERY_ROWS) * d.heads * SPAN),
+        queries_(in_tiles_ ? std::size_t(d.heads) * QUERY_ROWS * d.head_dim / 2 : 0),
+        values_(in_tiles_ ? SPAN / 2 * d.head_dim : 0) {}
 
   // Partial results of a piece's queries.
   void attend(const Layer& l, int number) {
@@ -166,6 +169,7 @@ class Attention {
       }
     }
     last_layer_ = &l, last_piece_ = number;
+    if (in_tiles_) turn_queries(piece);
     for (int span = piece.begin_span; span < piece.end_span; ++span) attend_span(l, piece, span * SPAN);
   }
 
@@ -224,6 +228,11 @@ class Attention {
       const bf16* next = next_prefetched(l);
       for (int g = 0; g < d_.kv_heads; ++g) {
         const int at = g * d_.head_dim;
+        if (in_tiles_) {
+          fetch(next + at, BLOCK), fetch(values + at, BLOCK);
+          score_in_tiles(l, piece, g, M, keys + at, from, s);
+          continue;
+        }
         int m = score<4>(l, piece, g, 0, M, keys + at, next + at, values + at, from, s);
         m = score<3>(l, piece, g, m, M, keys + at, next + at, values + at, from, s);
         m = score<2>(l, piece, g, m, M, keys + at, next + at, values + at, from, s);
@@ -231,6 +240,10 @@ class Attention {
       }
     }
     for (int g = 0; g < d_.kv_heads; ++g) {
+      if (in_tiles_) {
+        add_values_in_tiles(l, piece, g, M, from, count);
+        continue;
+      }
       int m = add_values<4>(l, piece, g, 0, M, from, count);
       m = add_values<3>(l, piece, g, m, M, from, count);
       m = add_values<2>(l, piece, g, m, M, from, count);
@@ -322,6 +335,89 @@ class Attention {
     return m;
   }
 
+#if HAS_TILES
+  static_assert(BLOCK == TILE && LANES == TILE && SPAN % (2 * TILE) == 0);
+
+  // A piece's queries in bf16 as tiles take them: of each TILE, from number m on, pairs of neighbouring numbers side by side.
+  std::uint32_t* turned(int g, int m) {
+    return &queries_[(std::size_t(g) * QUERY_ROWS * group_ + m) * d_.head_dim / 2];
+  }
+
+  void turn_queries(const Piece& piece) {
+    const int M = (piece.end - piece.first) * group_;
+    for (int g = 0; g < d_.kv_heads; ++g)
+      for (int m = 0; m < M; m += TILE)
+        for (int i = 0; i < d_.head_dim; i += 2 * TILE) {
+          words square[TILE] = {};
+          for (int n = 0; n < std::min(TILE, M - m); ++n) {
+            const float* query = q_ + (std::size_t(row_of(piece, m + n)) * d_.heads + head_of(g, m + n)) * d_.head_dim + i;
+            const halves pairs[] = {narrow(read<floats>(query)), narrow(read<floats>(query + TILE))};
+            std::memcpy(&square[n], pairs, sizeof pairs);
+          }
+          transpose(square);
+          std::memcpy(turned(g, m) + i / 2 * TILE, square, sizeof square);
+        }
+  }
+
+  // As `score`, for all queries of a piece.
+  void score_in_tiles(const Layer& l, const Piece& piece, int g, int M, const bf16* keys, int from, int s) {
+    for (int m = 0; m < M; m += TILE) {
+      const std::uint32_t* queries = turned(g, m);
+      zero_tile<0>();
+      for (int i = 0; i < d_.head_dim; i += 2 * TILE, queries += TILE * TILE) {
+        load_tile<4>(keys + i, stride_ * sizeof *keys), load_tile<6>(queries, TILE * sizeof *queries);
+        add_bf16_product<0, 4, 6>();
+      }
+      words products[TILE];  // By key and query.
+      store_tile<0>(products, sizeof *products);
+      transpose(products);
+      for (int n = 0; n < std::min(TILE, M - m); ++n)
+        write(scores(g, m + n) + s, cap_and_mask(l, (floats)products[n], from + s, row_of(piece, m + n)));
+    }
+  }
+
+  // As `add_values`, for all queries of a piece.
+  void add_values_in_tiles(const Layer& l, const Piece& piece, int g, int M, int from, int count) {
+    const int K = d_.head_dim;
+    for (int s = 0; s < SPAN; s += 2) {  // Two positions' values side by side.
+      const bf16* first = s < count ? block(l.values, piece, from + s) + g * K : nullptr;
+      const bf16* second = s + 1 < count ? first + stride_ : nullptr;
+      for (int i = 0; i < K; i += TILE) {
+        const words low = first ? bits_of(first + i) : words{}, high = second ? bits_of(second + i) : words{};
+        write(&values_[s / 2 * K + i], low | high << 16);
+      }
+    }
+    for (int m = 0; m < M; m += TILE) {
+      bf16 weights[TILE][SPAN] = {};
+      float* contexts[TILE];
+      Factors by[TILE];
+      const int there = std::min(TILE, M - m);
+      for (int n = 0; n < there; ++n) {
+        Partial& partial = plan_.partial(partials_, piece, row_of(piece, m + n), head_of(g, m + n));
+        contexts[n] = partial.context();
+        by[n] = softmax(partial, scores(g, m + n), count);
+        for (int s = 0; s < count; s += WIDTH) write(&weights[n][s], narrow(read<floats>(scores(g, m + n) + s)));
+      }
+      for (int i = 0; i < K; i += TILE) {
+        zero_tile<0>();
+        for (int s = 0; s < count; s += 2 * TILE) {
+          load_tile<4>(&weights[0][s], sizeof *weights), load_tile<6>(&values_[s / 2 * K + i], K * sizeof values_[0]);
+          add_bf16_product<0, 4, 6>();
+        }
+        floats context[TILE];
+        store_tile<0>(context, sizeof *context);
+        for (int n = 0; n < there; ++n) add(contexts[n] + i, context[n], by[n]);
+      }
+    }
+  }
+
+  static words bits_of(const bf16* numbers) { return __builtin_convertvector(read<halves>(numbers), words); }
+#else
+  void turn_queries(const Piece&) {}
+  void score_in_tiles(const Layer&, const Piece&, int, int, const bf16*, int, int) {}
+  void add_values_in_tiles(const Layer&, const Piece&, int, int, int, int) {}
+#endif
+
   // A span's scores into e^(score − their max), counted in a partial result.
   static Factors softmax(Partial& partial, float* scores, int count) {
     floats highest = floats{} + LOWEST;
@@ -359,7 +455,9 @@ class Attention {
   float* partials_;
   const int group_;           // Queries that share a key/value head.
   const std::size_t stride_;  // From one place to the next.
+  const bool in_tiles_;
   std::vector<float> scores_;
+  std::vector<std::uint32_t> queries_, values_;  // In pairs of bf16, for tiles.
   const Layer* last_layer_ = nullptr;
   int last_piece_ = -1;
   int prefetched_piece_ = 0, prefetched_position_ = 0;  // Of the next block of keys to fetch.

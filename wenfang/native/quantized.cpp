@@ -34,6 +34,7 @@ extern "C" void quantized_linear(const Weight* weight, const float* x, float* y,
 #pragma omp for schedule(static)
     for (int row = 0; row < rows; ++row)
       quantised.quantise(row, x + std::size_t(row) * weight->inputs, weight->inputs);
+    const Tiles tiles(TILE, STEPS);
     Products products(rows);
     const int share = std::max(1, weight->panels / (8 * threads));  // Whoever is held up takes fewer.
 #pragma omp for schedule(dynamic, share)

@@ -228,8 +228,8 @@ void compute_in_tiles(const std::uint8_t* w, const bf16* scales, const Rows& row
   const Rows::Codes* codes = rows.codes.get() + row;
   const Scale* x = rows.scales.get() + row;
   for (int g = 0; g < rows.groups; ++g, w += GROUP * LANES, scales += LANES * scales_of(BITS)) {
-    zero_tile<0>(), load_tile<4>(codes, sizeof *codes), load_tile<6>(w, LANES * QUAD);
-    add_int8_product<0, 4, 6>();
+    zero_tile<0>(), load_tile<5>(codes, sizeof *codes), load_tile<7>(w, LANES * QUAD);
+    add_int8_product<0, 5, 7>();
     ints products[TILE];
     store_tile<0>(products, sizeof *products);
     const floats scale = widen(scales);
@@ -242,12 +242,11 @@ void compute_in_tiles(const std::uint8_t* w, const bf16* scales, const Rows& row
 }
 #endif
 
-// A thread's products of some rows with one panel after the other.
+// A thread's products of some rows with one panel after the other, within the life of its `Tiles(TILE, STEPS)`.
 class Products {
  public:
   explicit Products(int rows)
-      : tiled_rows_(tiles_allowed() ? rows / TILE * TILE : 0), tiles_(STEPS, tiled_rows_ > 0),
-        out_(std::size_t(rows) * LANES) {}
+      : tiled_rows_(tiles_allowed() ? rows / TILE * TILE : 0), out_(std::size_t(rows) * LANES) {}
 
   // A panel's outputs [row][lane], with the bias (whose last panel is filled up, too).
   const float* multiply(const Weight& weight, int panel, const Rows& x) {
@@ -289,7 +288,6 @@ class Products {
   }
 
   const int tiled_rows_;
-  const Tiles tiles_;
   std::vector<float> out_;
   std::vector<std::uint8_t> opened_;
 };

@@ -66,22 +66,21 @@ namespace {
 
 constexpr int TILE = 16;  // Rows, and units in one.
 
-// The calling thread's tiles while this lives, where they are wanted and allowed: 0 … 3 for sums, 4 and 5 for left operands,
-// 6 and 7 for right ones, with some units to sum over.
+// The calling thread's tiles while this lives, where they are allowed: 0 … 3 for sums, 4 and 5 for left operands, 6 and 7 for
+// right ones. Sums of 4 · 6 run over some units and those of 5 · 7 over others.
 class Tiles {
  public:
-  Tiles([[maybe_unused]] int units, bool wanted) : held_(wanted && tiles_allowed()) {
+  Tiles([[maybe_unused]] int units, [[maybe_unused]] int others) {
 #if HAS_TILES
-    if (!held_) return;
+    if (!tiles_allowed()) return;
     struct {
-      std::uint8_t palette = 1, others[15] = {};
-      std::uint16_t bytes[16] = {};
-      std::uint8_t rows[16] = {};
+      std::uint8_t palette = 1, unused[15] = {};
+      std::uint16_t bytes[16] = {64, 64, 64, 64};
+      std::uint8_t rows[16] = {TILE, TILE, TILE, TILE, TILE, TILE};
     } shapes;
-    for (int t = 0; t < 8; ++t) {
-      shapes.bytes[t] = std::uint16_t(4 * (t / 2 == 2 ? units : TILE));
-      shapes.rows[t] = std::uint8_t(t / 2 == 3 ? units : TILE);
-    }
+    shapes.bytes[4] = std::uint16_t(4 * units), shapes.bytes[5] = std::uint16_t(4 * others);
+    shapes.bytes[6] = shapes.bytes[7] = 4 * TILE;
+    shapes.rows[6] = std::uint8_t(units), shapes.rows[7] = std::uint8_t(others);
     configure_tiles(&shapes);
 #endif
   }
@@ -89,12 +88,9 @@ class Tiles {
   Tiles& operator=(const Tiles&) = delete;
   ~Tiles() {
 #if HAS_TILES
-    if (held_) release_tiles();
+    if (tiles_allowed()) release_tiles();
 #endif
   }
-
- private:
-  const bool held_;
 };
 
 }  // namespace

@@ -91,6 +91,29 @@ inline float widen(bf16 x) {
   return read<float>(&bits);
 }
 
+// To the nearest bf16, ties to even.
+inline halves narrow(floats x) {
+#if defined(__AVX512BF16__)
+  return (halves)_mm512_cvtneps_pbh((__m512)x);
+#else
+  const words bits = (words)x;
+  return __builtin_convertvector((bits + 0x7FFF + (bits >> 16 & 1)) >> 16, halves);
+#endif
+}
+
+// Rows and columns of WIDTH × WIDTH numbers change places, in squares of B × B and then of twice that.
+template <int B = 1>
+void transpose(words* v) {
+  const ints second = (COUNTING & B) != 0, swapped = COUNTING ^ B;
+  for (int i = 0; i < WIDTH; ++i) {
+    if (i & B) continue;
+    const words a = v[i], b = v[i + B];
+    v[i] = second ? __builtin_shuffle(b, swapped) : a;
+    v[i + B] = second ? b : __builtin_shuffle(a, swapped);
+  }
+  if constexpr (2 * B < WIDTH) transpose<2 * B>(v);
+}
+
 // eˣ to a few units in the last place; 0 below the normal numbers, e⁸⁸ beyond that (Cody & Waite's reduction, and the
 // polynomial of Cephes' expf).
 inline floats exponential(floats x) {
