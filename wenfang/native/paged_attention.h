@@ -194,8 +194,8 @@ class Attention {
     float old, next;
   };
 
-  // Where the block of a position begins.
-  const bf16* block(const bf16* cache, const Piece& piece, int position) const {
+  // Keys or values of a position and, behind them, of those that follow in its block.
+  const bf16* at(const bf16* cache, const Piece& piece, int position) const {
     return cache + place_of(call_, piece.first, position) * stride_;
   }
 
@@ -206,7 +206,7 @@ class Attention {
   // The next block of keys to fetch. It goes on into the following pieces, which this thread most likely gets.
   const bf16* next_prefetched(const Layer& l) {
     const Piece& piece = plan_.pieces()[prefetched_piece_];
-    const bf16* keys = block(l.keys, piece, prefetched_position_);
+    const bf16* keys = at(l.keys, piece, prefetched_position_);
     if (prefetched_position_ + BLOCK <= last_position(piece))
       prefetched_position_ += BLOCK;
     else if (prefetched_piece_ + 1 < int(plan_.pieces().size()))
@@ -224,19 +224,19 @@ class Attention {
   void attend_span(const Layer& l, const Piece& piece, int from) {
     const int count = std::min(SPAN, last_position(piece) + 1 - from), M = (piece.end - piece.first) * group_;
     for (int s = 0; s < count; s += BLOCK) {
-      const bf16 *keys = block(l.keys, piece, from + s), *values = block(l.values, piece, from + s);
+      const bf16 *keys = at(l.keys, piece, from + s), *values = at(l.values, piece, from + s);
       const bf16* next = next_prefetched(l);
       for (int g = 0; g < d_.kv_heads; ++g) {
-        const int at = g * d_.head_dim;
+        const int head = g * d_.head_dim;
         if (in_tiles_) {
-          fetch(next + at, BLOCK), fetch(values + at, BLOCK);
-          score_in_tiles(l, piece, g, M, keys + at, from, s);
+          fetch(next + head, BLOCK), fetch(values + head, BLOCK);
+          score_in_tiles(l, piece, g, M, keys + head, from, s);
           continue;
         }
-        int m = score<4>(l, piece, g, 0, M, keys + at, next + at, values + at, from, s);
-        m = score<3>(l, piece, g, m, M, keys + at, next + at, values + at, from, s);
-        m = score<2>(l, piece, g, m, M, keys + at, next + at, values + at, from, s);
-        score<1>(l, piece, g, m, M, keys + at, next + at, values + at, from, s);
+        int m = score<4>(l, piece, g, 0, M, keys + head, next + head, values + head, from, s);
+        m = score<3>(l, piece, g, m, M, keys + head, next + head, values + head, from, s);
+        m = score<2>(l, piece, g, m, M, keys + head, next + head, values + head, from, s);
+        score<1>(l, piece, g, m, M, keys + head, next + head, values + head, from, s);
       }
     }
     for (int g = 0; g < d_.kv_heads; ++g) {
@@ -320,7 +320,7 @@ class Attention {
       for (int i = 0; i < d_.head_dim; i += LANES) {
         floats context[Q][PARTS] = {};
         for (int s = 0; s < count; s += BLOCK) {
-          const bf16* values = block(l.values, piece, from + s) + g * d_.head_dim + i;
+          const bf16* values = at(l.values, piece, from + s) + g * d_.head_dim + i;
           for (int k = s; k < std::min(s + BLOCK, count); ++k, values += stride_)
             for (int part = 0; part < PARTS; ++part) {
               const floats value = load_part(values, part);
@@ -380,7 +380,7 @@ class Attention {
   void add_values_in_tiles(const Layer& l, const Piece& piece, int g, int M, int from, int count) {
     const int K = d_.head_dim;
     for (int s = 0; s < SPAN; s += 2) {  // Two positions' values side by side.
-      const bf16* first = s < count ? block(l.values, piece, from + s) + g * K : nullptr;
+      const bf16* first = s < count ? at(l.values, piece, from + s) + g * K : nullptr;
       const bf16* second = s + 1 < count ? first + stride_ : nullptr;
       for (int i = 0; i < K; i += TILE) {
         const words low = first ? bits_of(first + i) : words{}, high = second ? bits_of(second + i) : words{};

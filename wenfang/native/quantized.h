@@ -294,9 +294,12 @@ class Products {
 
 // Put a panel's outputs where they belong in rows of y.
 void place(const Weight& weight, int panel, int rows, const float* out, float* y) {
-  const std::size_t kept = std::min(LANES, weight.outputs - panel * LANES) * sizeof(float);
-  for (int row = 0; row < rows; ++row)
-    std::memcpy(y + std::size_t(row) * weight.outputs + std::size_t(panel) * LANES, out + row * LANES, kept);
+  const int kept = std::min(LANES, weight.outputs - panel * LANES);
+  y += std::size_t(panel) * LANES;
+  for (int row = 0; row < rows; ++row, out += LANES, y += weight.outputs) {
+    if (kept == LANES) std::memcpy(y, out, LANES * sizeof(float));  // A size that is known needs no call.
+    else std::memcpy(y, out, kept * sizeof(float));
+  }
 }
 
 }  // namespace
