@@ -9,6 +9,7 @@ import torch
 from native.processors import compiled_for
 from torch import Tensor
 
+from wenfang.core.hardware import detect
 from wenfang.engine.blocks import BLOCK
 from wenfang.engine.cache import PagedCache
 from wenfang.model import Decoder, DecoderConfig
@@ -20,6 +21,10 @@ from wenfang.native import decoder
 
 pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
 
+IN_TILES = 0.03
+"""Share of the states that tiles may differ by: with them, queries and probabilities are rounded to bf16."""
+MOST = IN_TILES if "amx_int8" in detect().instructions else 0.02
+"""… and this processor."""
 BASE = DecoderConfig(vocab_size=64, dim=64, layers=3, heads=4, kv_heads=2, head_dim=32, hidden=96, context=256)
 YARN = RopeConfig(scaling=YarnScaling(factor=2.0, original_context=32), fraction=0.5)
 CONFIGS = {
@@ -84,15 +89,15 @@ def _fused(model: Decoder) -> FusedDecoder:
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.inference_mode()
 def test_states_are_those_of_the_layers_run_one_by_one(name: str, quantization: Quantization) -> None:
-    """Sums in another order now and then move an activation to its next eight-bit step; with AMX, queries and
-    probabilities have eight bits less as well. Nothing else differs."""
+    """Sums in another order now and then move an activation to its next eight-bit step; nothing else differs but what
+    tiles round."""
     model, T = _model(CONFIGS[name], quantization), 150
     ids = torch.randint(64, (T,), generator=torch.Generator().manual_seed(1)).tolist()
     expected_TD = model.hidden(torch.tensor([ids]), torch.arange(T)[None], _Rounded(), torch.float32)[0]
     table = [5, 2, 9, 7, 0, 11, 3, 1, 8, 20]
     states_TD = _fused(model).hidden(ids, range(T), [table] * T)
     error = (states_TD - expected_TD).norm() / expected_TD.norm()
-    assert error < 0.03
+    assert error < MOST
 
 
 @pytest.mark.parametrize("name", ["qwen3", "gemma2"])
@@ -106,7 +111,7 @@ def test_gates_far_from_zero_are_shut_or_open(name: str) -> None:
     quantize(model.eval(), "int8")
     expected_TD = model.hidden(torch.arange(T)[None], torch.arange(T)[None], _Rounded(), torch.float32)[0]
     states_TD = _fused(model).hidden(range(T), range(T), [[1]] * T)
-    assert (states_TD - expected_TD).norm() / expected_TD.norm() < 0.03
+    assert (states_TD - expected_TD).norm() / expected_TD.norm() < MOST
 
 
 @pytest.mark.usefixtures("two_threads")
@@ -150,11 +155,13 @@ def test_other_processors_compute_the_same(processor: str, tmp_path: Path, monke
         pytest.skip("needs AVX2")
     model, table = _model(CONFIGS["gemma2"], "int8"), [1, 2, 5, 4, 3]
     call = [*range(64), *range(6)], range(70), [table] * 70
-    native_TD = _fused(model).hidden(*call)
+    ids, positions = torch.tensor([call[0]]), torch.arange(70)[None]
+    expected_TD = model.hidden(ids, positions, _Rounded(), torch.float32)[0]
     library = compiled_for(processor, decoder.SOURCE, tmp_path)
     monkeypatch.setattr("wenfang.model.fused.step", lambda: library.decoder_step)
     states_TD = _fused(model).hidden(*call)
-    assert (states_TD - native_TD).norm() / native_TD.norm() < 0.03
+    error = (states_TD - expected_TD).norm() / expected_TD.norm()
+    assert error < (IN_TILES if processor == "amx" else 0.02)
     fused = _fused(model)
     for first, last in ((0, 5), (5, 69), (69, 70)):
         part_TD = fused.hidden(call[0][first:last], call[1][first:last], call[2][first:last])

@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 HERE = Path(__file__).parent
-STAND_INS = {"avx512": ["avx512.h"], "amx": ["avx512.h", "tiles.h"]}
+STAND_INS = {"avx512": ["avx512.h"], "amx": ["avx512.h", "amx.h"]}
 """Headers with loops for a processor's instructions."""
 
 

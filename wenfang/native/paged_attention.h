@@ -169,7 +169,9 @@ class Attention {
       }
     }
     last_layer_ = &l, last_piece_ = number;
+#if HAS_TILES
     if (in_tiles_) turn_queries(piece);
+#endif
     for (int span = piece.begin_span; span < piece.end_span; ++span) attend_span(l, piece, span * SPAN);
   }
 
@@ -228,11 +230,13 @@ class Attention {
       const bf16* next = next_prefetched(l);
       for (int g = 0; g < d_.kv_heads; ++g) {
         const int head = g * d_.head_dim;
+#if HAS_TILES
         if (in_tiles_) {
           fetch(next + head, BLOCK), fetch(values + head, BLOCK);
           score_in_tiles(l, piece, g, M, keys + head, from, s);
           continue;
         }
+#endif
         int m = score<4>(l, piece, g, 0, M, keys + head, next + head, values + head, from, s);
         m = score<3>(l, piece, g, m, M, keys + head, next + head, values + head, from, s);
         m = score<2>(l, piece, g, m, M, keys + head, next + head, values + head, from, s);
@@ -240,10 +244,12 @@ class Attention {
       }
     }
     for (int g = 0; g < d_.kv_heads; ++g) {
+#if HAS_TILES
       if (in_tiles_) {
         add_values_in_tiles(l, piece, g, M, from, count);
         continue;
       }
+#endif
       int m = add_values<4>(l, piece, g, 0, M, from, count);
       m = add_values<3>(l, piece, g, m, M, from, count);
       m = add_values<2>(l, piece, g, m, M, from, count);
@@ -412,10 +418,6 @@ class Attention {
   }
 
   static words bits_of(const bf16* numbers) { return __builtin_convertvector(read<halves>(numbers), words); }
-#else
-  void turn_queries(const Piece&) {}
-  void score_in_tiles(const Layer&, const Piece&, int, int, const bf16*, int, int) {}
-  void add_values_in_tiles(const Layer&, const Piece&, int, int, int, int) {}
 #endif
 
   // A span's scores into e^(score − their max), counted in a partial result.

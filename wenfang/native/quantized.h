@@ -208,7 +208,7 @@ void compute(const std::uint8_t* w, const bf16* scales, const Rows& rows, int ro
 }
 
 #if HAS_TILES
-// A panel's codes for tiles: signed, of a step after the other.
+// A panel's codes for tiles: signed, one step after the other.
 template <int BITS>
 void open_panel(const std::uint8_t* w, int groups, std::uint8_t* to) {
   constexpr std::uint8_t MIDDLE = BITS == 4 ? 0 : 1 << (BITS - 1);
