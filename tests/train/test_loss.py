@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from wenfang.model import Decoder, DecoderConfig
 from wenfang.train import loss
-from wenfang.train.loss import cross_entropy_sum
+from wenfang.train.loss import cross_entropy_sum, target_nats
 from wenfang.train.packing import IGNORED
 
 VOCABULARY, ROWS, CONTEXT = 150, 3, 40
@@ -74,6 +74,26 @@ def test_loss_and_gradients_in_parts_are_those_of_torch(
             nats = cross_entropy_sum(model, **tensors, dtype=torch.float32, **smoothing)
         (nats / 100).backward()
         results.append([nats.detach(), *(weight.grad for weight in model.parameters())])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_nats_of_each_target_and_their_gradients_are_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With another slope for each position, as a loss of several of them has."""
+    monkeypatch.setitem(loss.LOGITS_AT_ONCE, "cpu", 20 * VOCABULARY)
+    targets_N, slopes_N = rows()["targets_BT"].flatten(), torch.linspace(-1, 2, ROWS * CONTEXT)
+    results = []
+    for whole in (False, True):
+        model = decoder(logit_softcap=3.0)
+        states_ND = torch.randn(ROWS * CONTEXT, 16, requires_grad=True)
+        with Largest() as largest:
+            if whole:
+                nats_N = F.cross_entropy(model.logits(states_ND), targets_N, ignore_index=IGNORED, reduction="none")
+            else:
+                nats_N = target_nats(model, states_ND, targets_N)
+            (nats_N * slopes_N).sum().backward()
+        assert (largest.numbers <= 20 * VOCABULARY) is not whole
+        results.append([nats_N.detach(), states_ND.grad, model.lm_head.weight.grad])
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from wenfang.core.errors import DataError
 from wenfang.core.language import say
@@ -25,6 +24,7 @@ from wenfang.data.chunks import ChunkIndex, Ids, Numbers, cut, padded
 from wenfang.model import Decoder
 from wenfang.model.embedding import embed_text
 from wenfang.model.memory import Memory
+from wenfang.train.loss import target_nats
 from wenfang.train.objective import Batch, Loss, RowNumbers
 from wenfang.train.packing import IGNORED
 from wenfang.train.retrieval import Pieces
@@ -55,12 +55,7 @@ class MarginalLikelihood:
         prior_BZ = scores_BZ.masked_fill(~tensors["present_BZ"], float("-inf")).log_softmax(1)
         positions_NT = torch.arange(ids_BZT.shape[2], device=ids_BZT.device).expand(ids_BZT[..., 0].numel(), -1)
         states_NTD = model.hidden(ids_BZT.flatten(0, 1), positions_NT, Memory(), self.dtype)
-        nats_N = F.cross_entropy(
-            model.logits(states_NTD).float().flatten(0, 1),
-            targets_BZT.flatten(),
-            ignore_index=IGNORED,
-            reduction="none",
-        )
+        nats_N = target_nats(model, states_NTD.flatten(0, 1), targets_BZT.flatten())
         likelihood_BZ = -nats_N.view_as(ids_BZT).sum(-1)
         marginal_B = (prior_BZ + likelihood_BZ).logsumexp(1)
         # How much the documents help beyond what the model knows (the paper's retrieval utility, of all together).
