@@ -30,10 +30,10 @@ DECODERS = {
     "ahead": {"ahead": 1},
     "bf16": {},
 }
-OPTIMIZERS = ("muon", "adamw", "lion")
+OPTIMIZERS = ("muon", "adamw", "lion", "galore")
 BF16_ERROR = 0.03
 """Weights are rounded once more, where they are gathered: a norm's, which one process multiplies by in fp32."""
-STEP_ERROR = {"muon": 0.15, "adamw": 1e-3, "lion": 0.05}
+STEP_ERROR = {"muon": 0.15, "adamw": 1e-3, "lion": 0.05, "galore": 1e-3}
 """Of the way that a weight went. Muon's products are in bf16: embeddings that begin 1e-7 larger turn its way by 0.07.
 And a sign of nearly nothing may turn."""
 
@@ -81,7 +81,7 @@ def learn(name: str, workers: Workers) -> None:
     """Steps of an optimiser, clipped."""
     start, alone, model = made(), made(), made()
     parts = sharded(model, torch.float32, compiled=False)
-    config = OptimizerConfig(name=name, clip=0.01, weight_decay=0.1, layer_decay=0.9)
+    config = OptimizerConfig(name=name, clip=0.01, weight_decay=0.1, layer_decay=0.9, galore_rank=8)
     sides = [(each, make_optimizers(each, config)) for each in (alone, parts)]
     for _ in range(3):
         for each, optimizers in sides:

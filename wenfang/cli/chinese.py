@@ -56,7 +56,7 @@ OPTIONS = {
         "device": "在哪裡計算；auto 有 GPU 就用 GPU。",
         "compile": "以 torch.compile 編譯每一步；沒有編譯器時照常執行，並會告知。",
         "recompute": "反向時重新計算各層的激發：省記憶體，時間多約三分之一。",
-        "shard": "每個行程只存一部分的權重、梯度與最佳化器狀態（FSDP2）；限 muon、adamw 與 lion。",
+        "shard": "每個行程只存一部分的權重、梯度與最佳化器狀態（FSDP2）；adam8bit 不行。",
         "save_as": "寫出的權重所用的數字格式；bfloat16 使檔案減半，float32 較適合日後再訓練。",
         "validate_every": "每隔幾步在驗證集上量一次。",
         "patience": "連續這麼多次量測沒有進步就停止，並寫出最好的權重；0 則訓練到底。",

@@ -83,7 +83,9 @@ def _forecast(config: TrainConfig, shape: DecoderConfig, adapter: AdapterConfig 
     summed = trained if config.accumulate > 1 else 0  # Gradients stay while the next batch makes its activations.
     flops = shape.training_flops(config.steps * config.accumulate * config.batch * config.context, config.context)
     parts = processes if config.shard else 1
-    elsewhere = (plan.weights_bytes + plan.optimizer_bytes + summed) * (parts - 1) // parts
+    whole = config.optimizer.name == "galore"  # Each process has all of its moments.
+    shared = plan.weights_bytes + summed + (0 if whole else plan.optimizer_bytes)
+    elsewhere = shared * (parts - 1) // parts
     process_bytes = plan.memory_bytes + summed + READING_BYTES - elsewhere
     options = {name: getattr(config, name, 0) for name in ("batch", "context", "layers", "dim")}
     return Forecast(

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from wenfang.train.sharding import like, whole
+
 
 class GaLore(Optimizer):
     """Adam on the gradient's leading singular directions, chosen anew every `refresh` steps.
@@ -44,14 +46,17 @@ class GaLore(Optimizer):
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:
-                    update = self._update(weight, weight.grad, group)
+                    update = like(weight, self._update(weight, whole(weight.grad), group))
                     weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
 
     def _update(self, weight: Tensor, gradient_RC: Tensor, group: dict[str, Any]) -> Tensor:
+        """Of the whole matrix, whatever part of it this process keeps: the moments are small, and the same for all."""
         # The shorter side is projected, so that the moments are as small as they can be.
         turned = gradient_RC.shape[0] < gradient_RC.shape[1]
         tall = gradient_RC.mT if turned else gradient_RC
         state = self.state[weight]
+        for name, value in state.items():
+            state[name] = whole(value)  # A checkpoint brings one of the weight's shape back in parts.
         # A checkpoint brings it back to where the weight is, and a GPU would be waited for at each look.
         state["step"] = state.get("step", torch.zeros((), dtype=torch.int64)).cpu()
         if "basis" not in state or int(state["step"]) % group["refresh"] == 0:
