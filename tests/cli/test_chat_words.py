@@ -50,6 +50,15 @@ def test_lines_that_go_on_and_blocks_are_one_question(
     assert [prompt for prompt, _ in scripted.asked] == ["秋\n夜", "第一行\n\n第二行", "完"]
 
 
+@pytest.mark.parametrize("text", ['"""\n秋\n', "秋\\"])
+def test_the_end_of_the_input_ends_what_goes_on(
+    scripted: FakeEngine, model: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    type_in(monkeypatch, text)
+    chat(model)
+    assert [prompt for prompt, _ in scripted.asked] == ["秋"]
+
+
 def test_words_with_a_slash_change_what_follows(
     scripted: FakeEngine, model: Path, monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path
 ) -> None:
@@ -133,6 +142,19 @@ def test_a_schema_comes_and_goes_in_a_conversation(
     assert "Cannot read a JSON Schema from" in capsys.readouterr().err
     assert main(["chat", str(model), "--once", "春", "--schema", str(tmp_path / "none.json")]) == 2
     assert "none.json" in capsys.readouterr().err
+
+
+def test_a_reply_that_a_server_leaves_unfinished_is_none(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(Server, "__init__", lambda self, url: setattr(self, "_model", "m"))
+    event = {"choices": [{"delta": {"content": "半"}, "finish_reason": None}]}
+    lines = b"data: " + json.dumps(event).encode() + b"\n"
+    monkeypatch.setattr(Server, "_open", lambda self, path, body: io.BytesIO(lines))
+    assert main(["chat", "http://server", "--once", "春"]) == 1
+    assert "left before its answer was whole" in capsys.readouterr().err
+    type_in(monkeypatch, "春\n夏\n")
+    assert main(["chat", "http://server"]) == 0
+    said = capsys.readouterr()
+    assert said.out.count("半") == said.err.count("left before its answer was whole") == 2
 
 
 def test_a_server_is_asked_for_the_form(monkeypatch: pytest.MonkeyPatch) -> None:

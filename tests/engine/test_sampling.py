@@ -69,6 +69,17 @@ def test_zero_temperature_is_the_likeliest_even_beside_sampled_rows() -> None:
     assert choose(LOGITS[None], samplers[:1]) == [1]
 
 
+@pytest.mark.parametrize("temperature", [1e-300, 1e-38, 1e-30])
+@pytest.mark.parametrize("rule", [{"typical_p": 0.5}, {"top_n_sigma": 1.0}, {"xtc_probability": 1.0}, {}], ids=str)
+def test_next_to_no_temperature_is_as_good_as_none(temperature: float, rule: dict[str, float]) -> None:
+    logits = torch.linspace(-40, 40, 64).roll(11)
+    assert choose(logits[None], [Sampler(SamplingParams(temperature=temperature, seed=1, **rule), [0])]) == [10]
+    sampler = Sampler(SamplingParams(temperature=temperature, mirostat_tau=3.0, seed=1), [0])
+    assert choose(logits[None], [sampler]) == [10]
+    observe(logits, 10, sampler)
+    assert math.isfinite(sampler.mu)
+
+
 @pytest.mark.parametrize(
     ("values", "judges"),
     [
@@ -101,7 +112,7 @@ RULES = st.fixed_dictionaries(
         "dry_multiplier": st.just(0.8),
         "logit_bias": st.dictionaries(st.integers(0, 63), st.floats(-5, 5), max_size=3),
     },
-)
+).filter(lambda rule: rule["temperature"] or "xtc_probability" not in rule)
 
 
 @given(rules=st.lists(RULES, min_size=1, max_size=5), salt=st.integers(0, 99))
@@ -156,6 +167,7 @@ def test_a_uniform_number_is_its_keys_alone() -> None:
         {"max_tokens": 0}, {"stop": ("",)}, {"seed": -1}, {"temperature": float("inf")}, {"min_p": 1.1},
         {"typical_p": 0.0}, {"xtc_threshold": 0.6}, {"logit_bias": {-1: 0.0}}, {"logit_bias": {1: float("nan")}},
         {"mirostat_tau": 1.0, "top_k": 3}, {"prompt_logprobs": True}, {"logprobs": 21}, {"dry_base": 0.5},
+        {"mirostat_tau": 1.0, "temperature": 0.0}, {"xtc_probability": 0.5, "temperature": 0.0},
     ],
 )  # fmt: skip
 def test_values_out_of_range_are_named(values: dict[str, object]) -> None:

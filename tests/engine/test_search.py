@@ -173,7 +173,7 @@ def test_a_search_shares_the_batch_and_steps_back_like_anybody(model: Decoder, t
 def test_what_a_search_cannot_have_is_named(engine: Engine) -> None:
     with pytest.raises(InputError, match="needs 4 rows, but there is room for 3"):
         engine.search(PROMPT, BeamParams(width=4))
-    for values in ({"width": 0}, {"width": 4, "groups": 3}, {"length_penalty": math.nan}):
+    for values in ({"width": 0}, {"width": 4, "groups": 3}, {"length_penalty": math.nan}, {"length_penalty": 1e6}):
         with pytest.raises(InputError, match="cannot be"):
             BeamParams(**values)
     with pytest.raises(InputError, match=r"`penalty_alpha` cannot be 1\.5"):

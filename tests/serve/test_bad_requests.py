@@ -27,6 +27,15 @@ def said(*messages: object) -> bytes:
 
 
 CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+def called_with(arguments: str) -> bytes:
+    call = {**CALL, "function": {"name": "f", "arguments": arguments}}
+    return said(
+        USER, {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "tool_call_id": "a", "content": "1"}
+    )
+
+
 TOOL = {"type": "function", "function": {"name": "f"}}
 USER = {"role": "user", "content": "?"}
 
@@ -54,9 +63,10 @@ BODIES = {
     "orphan tool result": said(USER, {"role": "tool", "tool_call_id": "a", "content": "1"}),
     "tool result of nobody": said(USER, {"role": "tool", "content": "1"}),
     "user calls a tool": said({**USER, "tool_calls": [CALL]}),
-    "arguments that are no object": said(
-        USER, {"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f", "arguments": "1"}}]}
-    ),
+    "arguments that are no object": called_with("1"),
+    "arguments 500 deep": called_with('{"x": ' + "[" * 500 + "]" * 500 + "}"),
+    "arguments with duplicate keys": called_with('{"x": 1, "x": 2}'),
+    "arguments with NaN": called_with('{"x": NaN}'),
     "tools the template does not know": chat(tools=[TOOL]),
     "required tool": chat(tools=[TOOL], tool_choice="required"),
     "schema": chat(response_format={"type": "json_schema"}),

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -158,20 +159,25 @@ def test_more_requests_than_fit_are_told_to_wait() -> None:
         assert response.headers["Retry-After"]
 
 
-@pytest.mark.parametrize("second", [False, True])
-def test_a_signal_drains_and_a_second_one_ends(second: bool) -> None:
-    script = """
+def write_slowly(drain_s: int) -> tuple["subprocess.Popen[str]", str]:
+    """A server that takes two seconds for an answer, and its address."""
+    script = f"""
 from serve.fakes import FakeEngine
 from wenfang.serve import claim_port, create_app, run_server, url_of
 engine = FakeEngine()
 engine.tokens, engine.pause_s = 40, 0.05
 listener = claim_port("127.0.0.1", 0)
-run_server(create_app(engine), listener, on_ready=lambda: print(url_of(listener), flush=True), drain_s=20)
+run_server(create_app(engine), listener, on_ready=lambda: print(url_of(listener), flush=True), drain_s={drain_s})
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     server = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
     assert server.stdout is not None
-    url = server.stdout.readline().strip()
+    return server, server.stdout.readline().strip()
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_a_signal_drains_and_a_second_one_ends(second: bool) -> None:
+    server, url = write_slowly(drain_s=20)
     with httpx.stream("POST", url + CHAT, json={**ASK, "stream": True}, timeout=20) as response:
         lines = response.iter_lines()
         next(lines)
@@ -181,9 +187,22 @@ run_server(create_app(engine), listener, on_ready=lambda: print(url_of(listener)
             httpx.get(f"{url}/v1/models")
         if second:
             server.send_signal(signal.SIGTERM)
+            *_, last = (line for line in lines if line)
+            assert json.loads(last.removeprefix("data: "))["error"]["code"] == "shutting_down"
             server.wait(2)
             return
         assert [line for line in lines if line][-1] == "data: [DONE]"
+    server.wait(10)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_outlives_the_drain_ends_in_an_error(stream: bool) -> None:
+    server, url = write_slowly(drain_s=1)
+    threading.Timer(0.5, server.send_signal, [signal.SIGTERM]).start()
+    response = httpx.post(url + CHAT, json={**ASK, "stream": stream}, timeout=20)
+    *_, last = (line for line in response.text.splitlines() if line)
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "shutting_down"
+    assert response.status_code == (200 if stream else 503)
     server.wait(10)
 
 

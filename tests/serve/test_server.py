@@ -102,6 +102,9 @@ def test_more_generations_than_it_can_hold_are_refused() -> None:
         assert refused.status_code == 503
         assert refused.headers["Retry-After"]
         assert error_of(refused)["code"] == "overloaded"
+        never = httpx.post(url + CHAT, json={**ASK, "n": 3})  # However long one waits.
+        assert never.status_code == 400
+        assert "this asks for 3" in error_of(never)["message"]
         assert engine.closed.wait(2)
         assert httpx.post(url + CHAT, json={**ASK, "max_tokens": 1}).status_code == 200
 

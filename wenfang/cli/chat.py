@@ -13,7 +13,7 @@ from wenfang.cli.questions import check_text, questions, unseen_typing
 from wenfang.cli.speculation import Ahead, Draft, LookupTokens, speculation
 from wenfang.cli.talker import Piece, Talker, open_talker
 from wenfang.cli.weights import Quantize
-from wenfang.core.errors import InputError
+from wenfang.core.errors import InputError, WenfangError
 from wenfang.core.language import language, say
 
 CONTROLS = dict.fromkeys({*range(0x20), *range(0x7F, 0xA0)} - {ord("\n"), ord("\t")}, "\ufffd")
@@ -81,8 +81,6 @@ def chat(
 
 def _converse(talker: Talker, talk: Conversation) -> None:
     """Read questions and write replies until the input ends. Figures and verdicts go to standard error."""
-    from wenfang.grammar.validation import BrokenPromise
-
     console = Console(stderr=True, highlight=False)
     for question in questions():
         try:
@@ -93,7 +91,7 @@ def _converse(talker: Talker, talk: Conversation) -> None:
         except KeyboardInterrupt:
             print()
             console.print(say(zh="（已停筆）", en="(stopped)"), style="dim")
-        except (InputError, BrokenPromise) as error:  # Such as a question longer than the context: the next may do.
+        except WenfangError as error:  # Such as a question longer than the context: the next may do.
             console.print(str(error), style="red", markup=False)
 
 

@@ -73,13 +73,15 @@ def _read_question() -> str:
     line = _read_line(PROMPT).strip()
     if line == BLOCK:
         lines = list[str]()
-        while (line := _read_line(MORE)).strip() != BLOCK:
-            lines.append(line)
+        with suppress(EOFError):  # The end of the input closes a block, too.
+            while (line := _read_line(MORE)).strip() != BLOCK:
+                lines.append(line)
         return "\n".join(lines).strip()
     lines = [line]
     while lines[-1].endswith("\\"):
         lines[-1] = lines[-1][:-1]
-        lines.append(_read_line(MORE))
+        with suppress(EOFError):
+            lines.append(_read_line(MORE))
     return "\n".join(lines).strip()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from wenfang.cli.orders import Conversation
-from wenfang.core.errors import InputError
+from wenfang.core.errors import InputError, WenfangError
 from wenfang.core.language import say
 from wenfang.core.openai import api_key, error_message, read_events
 
@@ -43,6 +43,7 @@ class Talker(Protocol):
 
         Raises:
             InputError: the question cannot be answered as it is, such as one that is too long.
+            WenfangError: the answer came to nothing half way.
         """
         ...
 
@@ -135,13 +136,18 @@ class Server:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        tokens, cut = 0, False
+        tokens, cut, ended = 0, False, False
         with self._open("/chat/completions", {k: v for k, v in body.items() if v is not None}) as answer:
             for event in read_events(answer):
                 text = "".join(choice["delta"].get("content") or "" for choice in event["choices"])
                 tokens = (event.get("usage") or {}).get("completion_tokens", tokens + bool(text))
                 cut = cut or any(choice.get("finish_reason") == "length" for choice in event["choices"])
+                ended = ended or any(choice.get("finish_reason") for choice in event["choices"])
                 yield Piece(text, tokens, cut=cut)
+        if not ended:
+            raise WenfangError(
+                say(zh="伺服器沒有把回答說完就斷線。", en="The server left before its answer was whole.")
+            )
 
     def _open(self, path: str, body: dict[str, Any] | None = None) -> http.client.HTTPResponse:
         headers = {"Content-Type": "application/json"}

@@ -144,6 +144,14 @@ class SamplingParams:
                     en=f"`mirostat_tau` chooses its own truncation and cannot be combined with `{clash[0]}`.",
                 )
             )
+        drawing = [name for name in ("mirostat_tau", "xtc_probability") if getattr(self, name)]
+        if drawing and not self.temperature:
+            raise InputError(
+                say(
+                    zh=f"`{drawing[0]}` 只影響抽樣，`temperature` 必須大於 0。",
+                    en=f"`{drawing[0]}` is about drawing tokens; it needs a `temperature` above 0.",
+                )
+            )
         if self.grammar is not None and self.stop:
             raise InputError(
                 say(

@@ -23,6 +23,8 @@ from wenfang.grammar import Matcher, fill_masks
 from wenfang.native.sampler import Row, can_sample, sample
 
 LONGEST_SEED = 63
+COLDEST = 1e-30
+"""The lowest temperature that leaves logits finite; one below it is as good as none."""
 
 
 @dataclass
@@ -181,7 +183,7 @@ def observe(logits_V: Tensor, token: int, sampler: Sampler) -> None:
     params = sampler.params
     if params.mirostat_tau and params.temperature:
         scores_1V = penalise(constrain(logits_V.float()[None], [sampler]), [sampler])
-        log_V = (scores_1V[0] / params.temperature).log_softmax(-1)
+        log_V = (scores_1V[0] / max(params.temperature, COLDEST)).log_softmax(-1)
         sampler.mu -= params.mirostat_eta * (-float(log_V[token]) / math.log(2) - params.mirostat_tau)
 
 
@@ -223,7 +225,7 @@ def _excludes(sampler: Sampler) -> bool:
 
 
 def _divide(logits_NV: Tensor, temperature_N1: Tensor) -> Tensor:
-    return logits_NV / temperature_N1
+    return logits_NV / temperature_N1.clamp_min(COLDEST)
 
 
 def _apply(

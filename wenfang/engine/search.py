@@ -18,6 +18,8 @@ from wenfang.core.language import say
 
 Child = tuple[int, int]
 """(row of the parent, token)."""
+STEEPEST = 10.0
+"""The largest exponent of a length: its power must stay a number."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class BeamParams:
         _check("width", self.width, self.width >= 1 and self.width % max(self.groups, 1) == 0)
         _check("groups", self.groups, self.groups >= 1)
         _check("diversity_penalty", self.diversity_penalty, 0.0 <= self.diversity_penalty < math.inf)
-        _check("length_penalty", self.length_penalty, math.isfinite(self.length_penalty))
+        _check("length_penalty", self.length_penalty, abs(self.length_penalty) <= STEEPEST)
         _check("max_tokens", self.max_tokens, self.max_tokens is None or self.max_tokens >= 1)
 
 

@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
-from wenfang.core.errors import WenfangError
+from wenfang.core.errors import InputError, WenfangError
 from wenfang.core.language import say
 from wenfang.serve.errors import EngineFailure, Overloaded
 
@@ -189,8 +189,16 @@ class Dispatcher:
         """Begin one choice for each job, by the model with that adapter.
 
         Raises:
+            InputError: more than the server ever writes at once.
             Overloaded: too many are in progress; nothing was started.
         """
+        if len(jobs) > self._max_generations:
+            raise InputError(
+                say(
+                    zh=f"伺服器同時最多寫 {self._max_generations} 則，這個請求要 {len(jobs)} 則。",
+                    en=f"The server writes at most {self._max_generations} answers at once; this asks for {len(jobs)}.",
+                )
+            )
         self._running = [generation for generation in self._running if generation.unfinished]
         if sum(generation.unfinished for generation in self._running) + len(jobs) > self._max_generations:
             raise Overloaded(

@@ -21,6 +21,8 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 """The names of this machine that only programs on it can reach."""
 SHUTDOWN_S = 3
 """How long open streams may run on after an interrupt."""
+LAST_WORD_S = 1.0
+"""How long answers that are cut off may take to say so."""
 HEADER_S = 10.0
 """How long a new connection may take to send the head of its request."""
 MAX_HEAD_BYTES = 64 << 10
@@ -106,12 +108,21 @@ def run_server(
     import uvicorn
 
     class Server(uvicorn.Server):
-        """Tells when it is ready."""
+        """Tells when it is ready, and lets answers that it cuts off say so."""
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             if self.started and on_ready is not None:
                 on_ready()
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().shutdown(sockets)
+            cut = list(self.server_state.tasks)
+            if self.force_exit:  # Otherwise uvicorn has cancelled them.
+                for task in cut:
+                    task.cancel()
+            if cut:
+                await asyncio.wait(cut, timeout=LAST_WORD_S)
 
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             self.force_exit = self.should_exit

@@ -1,5 +1,6 @@
 """From an engine's deltas to one JSON object or a stream of events: the same steps either way, so that both agree."""
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Iterable
@@ -12,10 +13,11 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from wenfang.core.errors import WenfangError
+from wenfang.core.language import say
 from wenfang.serve.body import too_slow, unless_gone
 from wenfang.serve.callers import caller_of
 from wenfang.serve.dispatch import Generation
-from wenfang.serve.errors import as_api_error
+from wenfang.serve.errors import ApiError, as_api_error
 from wenfang.serve.limits import Limits
 
 if TYPE_CHECKING:
@@ -86,27 +88,35 @@ async def respond(
     if not stream:
         try:
             await unless_gone(request, _collect(answer, generation), limits)
+        except asyncio.CancelledError:
+            raise _shutting_down() from None
         finally:
             caller_of(request).spend(answer.usage.total_tokens)
         return JSONResponse(answer.whole())
     # An error that shows before the first token still gets its own status.
-    await unless_gone(request, generation.ready(), limits)
-    events = _events(request, answer, generation, limits)
-    return EventStream(events, held.pop_all(), answer.media_type)
+    try:
+        await unless_gone(request, generation.ready(), limits)
+    except asyncio.CancelledError:
+        raise _shutting_down() from None
+    return EventStream(_events(request, answer, generation, limits), held.pop_all(), answer)
 
 
 class EventStream(StreamingResponse):
     """An answer as it is written, which ends with the connection however that ends."""
 
-    def __init__(self, events: AsyncIterator[str], held: AsyncExitStack, media_type: str) -> None:
+    def __init__(self, events: AsyncIterator[str], held: AsyncExitStack, answer: Answer) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(events, media_type=f"{media_type}; charset=utf-8", headers=headers)
-        self._held = held
+        super().__init__(events, media_type=f"{answer.media_type}; charset=utf-8", headers=headers)
+        self._held, self._answer = held, answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events; a client that leaves stops the writing."""
+        """Send the events; a client that leaves stops the writing, and a server that ends tells why it does."""
         async with self._held:
-            await super().__call__(scope, receive, send)
+            try:
+                await super().__call__(scope, receive, send)
+            except asyncio.CancelledError:
+                last = self._answer.line(self._answer.failed(_shutting_down().body()))
+                await send({"type": "http.response.body", "body": last.encode(), "more_body": False})
 
 
 class ServerSentEvents:
@@ -126,6 +136,17 @@ class ServerSentEvents:
     def last_line(self) -> str:
         """What tells a client that nothing is missing."""
         return "data: [DONE]\n\n"
+
+
+def _shutting_down() -> ApiError:
+    """An answer that the server's end cuts off: uvicorn cancels what its time to drain does not suffice for."""
+    return ApiError(
+        say(zh="伺服器正在關閉，回覆未完成。", en="The server is shutting down before the answer is finished."),
+        status=503,
+        kind="server_error",
+        code="shutting_down",
+        retry_after_s=1,
+    )
 
 
 def compact(value: dict[str, Any]) -> str:

@@ -1,6 +1,5 @@
 """OpenAI's Responses interface without memory: what a request may say."""
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, model_validator
@@ -15,6 +14,7 @@ from wenfang.serve.forms import (
 )
 from wenfang.serve.sampling import MAX_TOKENS, Sampling, Strict
 from wenfang.serve.schema import MAX_MESSAGES, MAX_TOOLS, drop_idle
+from wenfang.serve.strict_json import read_arguments
 from wenfang.serve.toolcalls import ToolFormat
 
 if TYPE_CHECKING:
@@ -197,15 +197,13 @@ class ResponsesRequest(Sampling):
 
 def _add_call(messages: list[dict[str, Any]], item: FunctionCall, i: int) -> None:
     try:
-        arguments = json.loads(item.arguments)
-    except (ValueError, RecursionError):
-        arguments = None
-    if not isinstance(arguments, dict):
+        arguments = read_arguments(item.arguments)
+    except ApiError:
         raise ApiError(
             f"Invalid value for 'input[{i}].arguments': it must be the text of a JSON object.",
             param=f"input[{i}].arguments",
             code="invalid_value",
-        )
+        ) from None
     call = {"type": "function", "id": item.call_id, "function": {"name": item.name, "arguments": arguments}}
     if not messages or messages[-1]["role"] != "assistant":
         messages.append({"role": "assistant", "content": ""})

@@ -1,6 +1,5 @@
 """What a chat request may say. What is not listed here is refused by name, never dropped in silence."""
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, JsonValue, model_validator
@@ -9,6 +8,7 @@ from wenfang.core.language import say
 from wenfang.serve.errors import ApiError, unsupported
 from wenfang.serve.forms import ChosenTool, ResponseFormat, call_grammar, check_demands
 from wenfang.serve.sampling import MAX_CHOICES, MAX_TOKENS, Sampling, Strict, without_nulls
+from wenfang.serve.strict_json import read_arguments
 from wenfang.serve.toolcalls import ToolFormat
 
 if TYPE_CHECKING:
@@ -89,15 +89,13 @@ class ToolCall(Strict):
             ApiError: the arguments are no JSON object.
         """
         try:
-            arguments = json.loads(self.function.arguments)
-        except (ValueError, RecursionError):
-            arguments = None
-        if not isinstance(arguments, dict):
+            arguments = read_arguments(self.function.arguments)
+        except ApiError:
             raise _wrong(
                 f"{param}.function.arguments",
                 zh="必須是 JSON 物件的文字",
                 en="it must be the text of a JSON object",
-            )
+            ) from None
         return {"type": "function", "id": self.id, "function": {"name": self.function.name, "arguments": arguments}}
 
 

@@ -33,6 +33,17 @@ def read_object(body: bytes) -> dict[str, Any]:
     return value
 
 
+def read_arguments(text: str) -> dict[str, Any]:
+    """What an earlier call was given, numbers as they stand: templates write them out again.
+
+    Raises:
+        ApiError: as `read_object`.
+    """
+    read_object(text.encode())
+    arguments: dict[str, Any] = json.loads(text)
+    return arguments
+
+
 def _check_depth(body: bytes) -> None:
     depth = 0
     for match in _TOKENS.finditer(body):
