@@ -36,6 +36,8 @@ def called_with(arguments: str) -> bytes:
     )
 
 
+OLLAMA_CALL = {"function": {"name": "f", "arguments": {}}}
+OLLAMA_TURN = {"role": "assistant", "tool_calls": [OLLAMA_CALL]}
 TOOL = {"type": "function", "function": {"name": "f"}}
 USER = {"role": "user", "content": "?"}
 
@@ -132,6 +134,18 @@ def test_a_bad_body_is_refused(served, name: str) -> None:
         ("/v1/embeddings", {"input": ""}, "input"),
         ("/v1/embeddings", {"input": "長" * 201}, "input"),
         ("/tokenize", {}, "prompt"),
+        ("/tokenize", {"messages": [USER], "add_special_tokens": False}, "add_special_tokens"),
+        ("/v1/completions", {"prompt": "a", "logit_bias": {"01": 1, "1": 2}}, "logit_bias"),
+        ("/api/generate", {"prompt": "a", "raw": True, "system": "b"}, "system"),
+        ("/api/chat", {"messages": [{"role": "user"}]}, "messages[0].content"),
+        ("/api/chat", {"messages": [USER | {"tool_name": "f"}]}, "messages[0].tool_name"),
+        ("/api/chat", {"messages": [USER, {"role": "tool", "content": "1"}]}, "messages[1].tool_name"),
+        ("/api/chat", {"messages": [USER | {"tool_calls": [OLLAMA_CALL]}]}, "messages[0].tool_calls"),
+        (
+            "/api/chat",
+            {"messages": [OLLAMA_TURN, {"role": "tool", "content": "1", "tool_name": "g"}]},
+            "messages[1].tool_name",
+        ),
         ("/detokenize", {"tokens": ["1"]}, "tokens[0]"),
         ("/detokenize", {"tokens": [0x110000]}, "tokens"),
         *(

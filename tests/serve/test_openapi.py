@@ -29,12 +29,12 @@ BEYOND_A_SCHEMA = (
     r"'(messages|input)\[\d+\]\.",  # Turns that do not follow from one another.
     r"`messages\[\d+\]\.role`",  # A role that the model's chat template does not know.
     r"it is empty",  # No token is left to go on from.
-    r"context|vocabulary",  # Longer than the model reads, or a token that it has not.
-    r"knows no tool calls|fill-in-the-middle",  # The model cannot.
+    r"context|vocabulary|a token twice",  # Longer than the model reads, or a token that it has not.
+    r"knows no tool calls|puts no mark|fill-in-the-middle",  # The model cannot.
     r"'(tools|tool_choice|top_logprobs|stream_options|best_of|suffix|return_tokens_as_token_ids)'",  # Beside another.
     r"'(response_format|text\.format|structured_outputs)'",  # A grammar that cannot be kept.
-    r"either 'prompt' or 'messages'",
-    r"`mirostat_tau`|`stop`",  # Excludes another.
+    r"either 'prompt' or 'messages'|'(add_special_tokens|system)'",
+    r"`mirostat_tau`|`xtc_probability`|`stop`",  # Excludes another.
 )
 
 

@@ -13,7 +13,7 @@ from wenfang.serve.chat_answer import Turn
 from wenfang.serve.models import Served
 from wenfang.serve.respond import Event, Usage, compact
 from wenfang.serve.sampling import MAX_STOPS, MAX_TOKENS, Sampling, Stops, Strict
-from wenfang.serve.schema import MAX_MESSAGES, MAX_TOOLS, Tool
+from wenfang.serve.schema import MAX_MESSAGES, MAX_TOOLS, Tool, wrong
 from wenfang.serve.toolcalls import ToolFormat
 
 if TYPE_CHECKING:
@@ -60,13 +60,13 @@ class OllamaMessage(Strict):
     """One turn."""
 
     role: Literal["system", "user", "assistant", "tool"]
-    content: str = ""
+    content: str | None = None
     tool_calls: list[OllamaCall] = Field([], max_length=MAX_TOOLS)
     tool_name: str | None = None
 
     def shown(self, number: int) -> dict[str, Any]:
         """As chat templates expect it."""
-        shown: dict[str, Any] = {"role": self.role, "content": self.content}
+        shown: dict[str, Any] = {"role": self.role, "content": self.content or ""}
         if self.tool_calls:
             shown["tool_calls"] = [
                 {"type": "function", "id": f"call_{number}_{i}", "function": call.function.model_dump()}
@@ -75,6 +75,26 @@ class OllamaMessage(Strict):
         if self.role == "tool":
             shown["tool_call_id"] = self.tool_name or ""
         return shown
+
+
+def check_turns(messages: list[OllamaMessage]) -> None:
+    """Refuse turns without content and results of calls that nobody made.
+
+    Raises:
+        ApiError: the first such message, by its path.
+    """
+    called: set[str] = set()
+    for i, message in enumerate(messages):
+        path = f"messages[{i}]"
+        if message.tool_calls and message.role != "assistant":
+            raise wrong(f"{path}.tool_calls", zh="只有助理能呼叫工具", en="only the assistant calls tools")
+        called |= {call.function.name for call in message.tool_calls}
+        if message.tool_name is not None and message.role != "tool":
+            raise wrong(f"{path}.tool_name", zh="工具的結果才有", en="only a tool's result has one")
+        if message.role == "tool" and (message.tool_name not in called if message.tool_name else not called):
+            raise wrong(f"{path}.tool_name", zh="先前沒有這個呼叫", en="there is no such call before it")
+        if message.content is None and not message.tool_calls:
+            raise wrong(f"{path}.content", zh="不能沒有內容", en="it must be text, and is missing or null")
 
 
 class OllamaChatRequest(Strict):

@@ -57,8 +57,8 @@ def tools_of(served: Served, tools: list[dict[str, Any]]) -> ToolFormat | None:
     return found
 
 
-def room_after(served: Served, prompt: list[int], *, param: str) -> int:
-    """Tokens that can follow the prompt, at least one.
+def room_after(served: Served, prompt: list[int], *, param: str, least: int = 1) -> int:
+    """Tokens that can follow the prompt, `least` or more.
 
     Raises:
         ApiError: there is no room, or no prompt.
@@ -70,12 +70,13 @@ def room_after(served: Served, prompt: list[int], *, param: str) -> int:
             param=param,
             code="invalid_value",
         )
-    if len(prompt) >= context:
+    if len(prompt) + least > context:
+        no_room = " and leaves no room for an answer" if least else ""
         raise ApiError(
             say(
                 zh=f"提示有 {len(prompt)} 個詞元，而模型的上下文只有 {context} 個。請縮短。",
-                en=f"This model's context is {context} tokens, but the prompt takes {len(prompt)} and leaves no room "
-                "for an answer. Shorten it.",
+                en=f"This model's context is {context} tokens, but the prompt takes {len(prompt)}{no_room}. "
+                "Shorten it.",
             ),
             param=param,
             code="context_length_exceeded",

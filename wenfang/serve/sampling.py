@@ -101,6 +101,12 @@ class Sampling(Strict):
         from wenfang.engine import SamplingParams
 
         bias = {int(token): value for token, value in self.logit_bias.items()}
+        if len(bias) < len(self.logit_bias):  # As 1 and 01.
+            raise ApiError(
+                say(zh="'logit_bias' 有詞元出現兩次。", en="'logit_bias' names a token twice."),
+                param="logit_bias",
+                code="invalid_value",
+            )
         if outside := [token for token in bias if token >= vocab_size]:
             raise ApiError(
                 say(

@@ -91,7 +91,7 @@ class ToolCall(Strict):
         try:
             arguments = read_arguments(self.function.arguments)
         except ApiError:
-            raise _wrong(
+            raise wrong(
                 f"{param}.function.arguments",
                 zh="必須是 JSON 物件的文字",
                 en="it must be the text of a JSON object",
@@ -159,9 +159,9 @@ class ChatRequest(Sampling):
             ApiError: two parameters that contradict each other, or messages that do not follow from one another.
         """
         if self.stream_options is not None and not self.stream:
-            raise _wrong("stream_options", zh="只能與 'stream': true 一起使用", en="it needs 'stream': true")
+            raise wrong("stream_options", zh="只能與 'stream': true 一起使用", en="it needs 'stream': true")
         if self.top_logprobs is not None and not self.logprobs:
-            raise _wrong("top_logprobs", zh="只能與 'logprobs': true 一起使用", en="it needs 'logprobs': true")
+            raise wrong("top_logprobs", zh="只能與 'logprobs': true 一起使用", en="it needs 'logprobs': true")
         formed = self.response_format is not None
         check_demands(self.tool_choice, tools=bool(self.tools), form=formed, param="response_format")
         check_messages(self.messages)
@@ -217,16 +217,16 @@ def check_messages(messages: list[Message]) -> None:
     for i, message in enumerate(messages):
         path = f"messages[{i}]"
         if message.tool_calls and message.role != "assistant":
-            raise _wrong(f"{path}.tool_calls", zh="只有助理能呼叫工具", en="only the assistant calls tools")
+            raise wrong(f"{path}.tool_calls", zh="只有助理能呼叫工具", en="only the assistant calls tools")
         called |= {call.id for call in message.tool_calls}
         if (message.tool_call_id is None) == (message.role == "tool"):
-            raise _wrong(
+            raise wrong(
                 f"{path}.tool_call_id", zh="工具的結果才有，也一定要有", en="a tool's result has one, and nothing else"
             )
         if message.tool_call_id is not None and message.tool_call_id not in called:
-            raise _wrong(f"{path}.tool_call_id", zh="先前沒有這個呼叫", en="there is no such call before it")
+            raise wrong(f"{path}.tool_call_id", zh="先前沒有這個呼叫", en="there is no such call before it")
         if message.content is None and not message.tool_calls:
-            raise _wrong(f"{path}.content", zh="不能沒有內容", en="it must be text, and is missing or null")
+            raise wrong(f"{path}.content", zh="不能沒有內容", en="it must be text, and is missing or null")
 
 
 def shown_message(message: Message, path: str) -> dict[str, Any]:
@@ -245,6 +245,7 @@ def shown_message(message: Message, path: str) -> dict[str, Any]:
     return shown
 
 
-def _wrong(param: str, *, zh: str, en: str) -> ApiError:
+def wrong(param: str, *, zh: str, en: str) -> ApiError:
+    """A parameter that cannot be as it is."""
     message = say(zh=f"參數 {param!r} 無效：{zh}。", en=f"Invalid value for {param!r}: {en}.")
     return ApiError(message, param=param, code="invalid_value")

@@ -10,9 +10,10 @@ from fastapi.responses import JSONResponse
 
 from wenfang.serve.desk import Desk, Route
 from wenfang.serve.dispatch import Job
+from wenfang.serve.errors import unsupported
 from wenfang.serve.forms import call_grammar
 from wenfang.serve.models import Served
-from wenfang.serve.ollama import OllamaAnswer, OllamaChatRequest, OllamaGenerateRequest, Options
+from wenfang.serve.ollama import OllamaAnswer, OllamaChatRequest, OllamaGenerateRequest, Options, check_turns
 from wenfang.serve.prompts import chat_prompt, room_after, tools_of
 from wenfang.serve.respond import respond
 
@@ -28,6 +29,7 @@ async def chat(desk: Desk, request: Request, asked: OllamaChatRequest) -> Respon
         served = await held.enter_async_context(desk.models.use(asked.model))
         tools = [tool.shown() for tool in asked.tools]
         form = await asyncio.to_thread(tools_of, served, tools)
+        check_turns(asked.messages)
         messages = [message.shown(i) for i, message in enumerate(asked.messages)]
         prompt = await asyncio.to_thread(chat_prompt, served, messages, tools)
         answer = OllamaAnswer(served, len(prompt), chat=True, tools=form)
@@ -48,6 +50,8 @@ async def generate(desk: Desk, request: Request, asked: OllamaGenerateRequest) -
 
 def _generate_prompt(served: Served, asked: OllamaGenerateRequest) -> list[int]:
     if asked.raw:
+        if asked.system is not None:  # Raw text goes round the template, which would have said it.
+            raise unsupported("system")
         return served.engine.tokenizer.begin(asked.prompt)
     system: list[dict[str, Any]] = [] if asked.system is None else [{"role": "system", "content": asked.system}]
     return chat_prompt(served, [*system, {"role": "user", "content": asked.prompt}], [], param="prompt")

@@ -14,7 +14,7 @@ from wenfang.serve.body import unless_gone
 from wenfang.serve.callers import caller_of
 from wenfang.serve.completions import Prompt, TokenId
 from wenfang.serve.desk import Desk, Route
-from wenfang.serve.errors import ApiError
+from wenfang.serve.errors import ApiError, unsupported
 from wenfang.serve.models import Served
 from wenfang.serve.prompts import chat_prompt, check_ids, room_after
 from wenfang.serve.routes.completions import prompts_of, read_prompt
@@ -54,6 +54,8 @@ async def tokenize(desk: Desk, request: Request, asked: TokenizeRequest) -> Resp
     """Token ids of a text or conversation."""
     if (asked.prompt is None) == (asked.messages is None):
         raise ApiError("Give either 'prompt' or 'messages'.", param="prompt", code="invalid_value")
+    if asked.messages is not None and not asked.add_special_tokens:  # The template decides how a conversation begins.
+        raise unsupported("add_special_tokens")
     async with desk.models.use(asked.model) as served:
         ids = await asyncio.to_thread(_tokenize, served, asked)
         return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": served.engine.context})
@@ -110,7 +112,7 @@ def _inputs(served: Served, asked: EmbeddingRequest) -> list[list[int]]:
     inputs = [read_prompt(served, prompt, param="input") for prompt in prompts_of(asked.input)]
     inputs = [ids[: asked.truncate_prompt_tokens] for ids in inputs]
     for ids in inputs:
-        room_after(served, ids[:-1] or ids, param="input")  # Nothing is to follow it.
+        room_after(served, ids, param="input", least=0)
     return inputs
 
 
