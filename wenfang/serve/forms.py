@@ -33,7 +33,7 @@ class ResponseFormat(Strict):
     json_schema: NamedSchema | None = None
     regex: str | None = None
     lark: str | None = None
-    choice: list[str] | None = Field(None, min_length=1)
+    choice: list[str] | None = Field(default=None, min_length=1)
 
     def grammar(self, param: str) -> "Grammar | None":
         """The same for the engine.
@@ -104,7 +104,7 @@ class StructuredOutputs(Strict):
     """A JSON Schema."""
     json_object: Literal[True] | None = None
     regex: str | None = None
-    choice: list[str] | None = Field(None, min_length=1)
+    choice: list[str] | None = Field(default=None, min_length=1)
     grammar: str | None = None
     """A Lark grammar."""
     tool_calls: Calls | None = None
