@@ -4,7 +4,10 @@ import io
 import json
 import os
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
+from email.message import Message
 from pathlib import Path
 
 import jsonschema
@@ -154,7 +157,7 @@ def test_a_reply_that_a_server_leaves_unfinished_is_none(monkeypatch: pytest.Mon
     type_in(monkeypatch, "春\n夏\n")
     assert main(["chat", "http://server"]) == 0
     said = capsys.readouterr()
-    assert said.out.count("半") == said.err.count("left before its answer was whole") == 2
+    assert said.out.count("半\n") == said.err.count("left before its answer was whole") == 2
 
 
 def test_a_server_is_asked_for_the_form(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,3 +175,24 @@ def test_a_server_is_asked_for_the_form(monkeypatch: pytest.MonkeyPatch) -> None
     # Both judges of a schema read the same one: the server's own parser of requests accepts it.
     form = ResponseFormat.model_validate(asked[0]["response_format"])
     assert form.grammar("response_format") == JsonSchema.of(SCHEMA)
+
+
+def test_a_server_is_given_the_turns_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    talk = Conversation("簡短", 1.0, 1.0, None, None, remember=True, turns=[("春", "花"), ("夏", "風"), ("秋", "月")])
+    monkeypatch.setattr(Server, "__init__", lambda self: vars(self).update(_model="m", _key=None, _url="http://x"))
+    heard: list[list[str]] = []
+
+    def urlopen(request: urllib.request.Request, timeout: float) -> io.BytesIO:
+        messages = json.loads(request.data)["messages"]
+        heard.append([message["content"] for message in messages])
+        if len(messages) > 4:
+            said = {"error": {"message": "too long", "code": "context_length_exceeded"}}
+            raise urllib.error.HTTPError("", 400, "", Message(), io.BytesIO(json.dumps(said).encode()))
+        choice = {"delta": {"content": "雪"}, "finish_reason": "stop"}
+        return io.BytesIO(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n")
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    assert [piece.text for piece in Server().reply(talk, "冬")] == ["雪"]
+    assert heard[-1] == ["簡短", "秋", "月", "冬"]
+    assert [len(messages) for messages in heard] == [8, 6, 4]
+    assert len(talk.turns) == 3  # For /save: it is the server that cannot read them all.

@@ -160,6 +160,7 @@ def test_a_terminal_session_is_safe_and_left_with_ctrl_d(model: Path) -> None:
         read_until(terminal, "per second")
         os.write(terminal, b"/history\n")
         assert "user: 秋" in read_until(terminal, "user: 秋")  # A wide character is taken back as one.
+        assert "› " in read_until(terminal, "› ")  # Before that the terminal would read Ctrl-D, not the program.
         os.write(terminal, b"\x15\x04")
         assert "Traceback" not in read_until(terminal)
         assert session.wait(10) == 0

@@ -84,6 +84,11 @@ REFUSED: dict[str, tuple[Callable[[], Grammar], str]] = {
     "repeated without end": (lambda: Lark('start: "a"{2,}'), "No second program"),
     "no options": (lambda: Choice(()), "choice"),
     "bad arguments": (lambda: ToolCalls((("f", '{"uniqueItems": true}'),), "", ""), r"f\.parameters.*uniqueItems"),
+    "bad form instead of calls": (
+        lambda: ToolCalls((("f", "{}"),), "<a>", "", otherwise='{"uniqueItems": true}'),
+        r"\$.*uniqueItems",
+    ),
+    "a key twice": (lambda: JsonSchema('{"type": "string", "type": "number"}'), "'type' appears twice"),
     "ever deeper rules": (lambda: Lark(deep_rules(25_000)), "too complex"),
 }
 
@@ -105,6 +110,14 @@ WORKS: dict[str, tuple[Callable[[], Grammar], str]] = {
         'a/<a/b>\n[<a/b>\n[c]\n{"name": "f", "arguments": {}}',
     ),
     "text instead of a call": (lambda: ToolCalls((("f", "{}"),), "<a>", "</a>", free=True), "春 <a"),
+    "a form instead of a call": (
+        lambda: ToolCalls((("f", "{}"),), "<a>", "</a>", otherwise='{"properties": {"a": {}}, "required": ["a"]}'),
+        '{"a": "<a>"}',
+    ),
+    "a call instead of a form": (
+        lambda: ToolCalls((("f", "{}"),), "<a>", "</a>", otherwise=r'{"const": 1}'),
+        '<a>\n{"name": "f", "arguments": {}}\n</a>',
+    ),
     "two calls": (
         lambda: ToolCalls(
             (("f", '{"properties": {"城": {"type": "string"}}, "required": ["城"]}'), ("g", "{}")),
@@ -155,8 +168,12 @@ def test_a_call_after_text_is_validated() -> None:
     calls = ToolCalls((("f", '{"required": ["x"]}'),), "<a>", "</a>", free=True)
     with pytest.raises(BrokenPromise, match="does not fulfil"):
         calls.check('春<a>{"name": "f", "arguments": {}}</a>')
-    with pytest.raises(InputError, match="no mark"):
-        ToolCalls((("f", "{}"),), "", "", free=True)
+    for choice in ({"free": True}, {"otherwise": "{}"}):
+        with pytest.raises(InputError, match="no mark"):
+            ToolCalls((("f", "{}"),), "", "", **choice)
+    formed = ToolCalls((("f", "{}"),), "<a>", "", otherwise='{"required": ["a"]}')
+    with pytest.raises(BrokenPromise, match="'a' is a required property"):
+        formed.check("{}")
 
 
 def test_a_trial_that_never_ends_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ CHAT = "/v1/chat/completions"
 
 @pytest.fixture(scope="module")
 def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
-    """A server with four keys."""
+    """A server with a key of each kind."""
     path = tmp_path_factory.mktemp("keys") / "keys.json"
     keys = {
         name: new_key(path, name, allowance)
@@ -40,6 +40,7 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace
             "slow": Allowance(requests_per_minute=2),
             "one": Allowance(concurrent=1),
             "short": Allowance(tokens_per_minute=5),
+            "shared": Allowance(tokens_per_minute=5),
         }.items()
     }
     engine = FakeEngine()
@@ -113,6 +114,19 @@ def test_tokens_per_minute(locked) -> None:
     key = bearer(locked.keys["short"])
     assert httpx.post(locked.url + CHAT, json=ASK, headers=key).json()["usage"]["total_tokens"] == 13
     assert httpx.post(locked.url + CHAT, json=ASK, headers=key).status_code == 429
+
+
+def test_tokens_count_as_they_are_written(locked) -> None:
+    key, locked.engine.pause_s, locked.engine.tokens = bearer(locked.keys["shared"]), 0.02, 60
+    with httpx.stream("POST", locked.url + CHAT, json={**ASK, "stream": True}, headers=key) as first:
+        lines = first.iter_lines()
+        for _ in range(20):  # Its role, then about nine tokens.
+            next(lines)
+        answer = httpx.post(locked.url + CHAT, json=ASK, headers=key)
+        assert answer.json()["error"]["code"] == "rate_limit_exceeded"
+        assert locked.engine.running == 1  # The first goes on, in debt.
+        assert list(lines)[-2] == "data: [DONE]"
+    locked.engine.tokens = 12
 
 
 def test_requests_at_once(locked) -> None:

@@ -169,6 +169,51 @@ def test_calls_of_strict_tools_fulfil_their_schemas_and_text_may_come_instead(ca
     assert [type(one.function.parsed_arguments) for one in called.message.tool_calls] == [Zone]
 
 
+@pytest.mark.parametrize("caller", [CHAT_TEMPLATE.replace("<tool_call>", "召")], indirect=True)
+def test_beside_a_form_tools_may_still_be_called(caller: Engine) -> None:
+    class Zone(pydantic.BaseModel):
+        model_config = pydantic.ConfigDict(extra="forbid")
+        zone: Literal["臺北", "東京"]
+
+    # The mark's token, and its first bytes alone.
+    spelled = enumerate(caller.tokenizer.token_bytes)
+    marks = [id_ for id_, name in spelled if name and "召".encode().startswith(name)]
+    with live(create_app(caller)) as url:
+        client = OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0)
+        tools = [pydantic_function_tool(Zone, name="clock")]
+        asked = {"model": "tiny", "messages": ASK, "seed": 1, "max_tokens": 100, "parallel_tool_calls": False}
+        flat = [{"type": "function", **tool["function"]} for tool in tools]
+        for likely, reason in ((-100, "stop"), (100, "tool_calls")):
+            bias = {"logit_bias": dict.fromkeys(marks, likely)}
+            choice = client.chat.completions.parse(**asked, **bias, tools=tools, response_format=Zone).choices[0]
+            response = client.responses.parse(
+                model="tiny",
+                input=ASK,
+                tools=flat,
+                text_format=Zone,
+                parallel_tool_calls=False,
+                extra_body={"seed": 1, **bias},
+            )
+            calls = [call.function for call in choice.message.tool_calls or ()]
+            assert choice.finish_reason == reason, choice
+            if likely > 0:
+                assert [type(call.parsed_arguments) for call in calls] == [Zone]
+                assert [item.arguments for item in response.output] == [calls[0].arguments]
+            else:
+                assert not calls
+                assert isinstance(choice.message.parsed, Zone)
+                assert response.output_parsed == choice.message.parsed
+        with pytest.raises(BadRequestError) as refused:
+            client.chat.completions.create(
+                **asked, tools=tools, extra_body={"response_format": {"type": "choice", "choice": ["a"]}}
+            )
+        assert refused.value.param == "response_format"
+        free = client.chat.completions.create(
+            **asked, tools=tools, tool_choice="required", response_format={"type": "text"}
+        ).choices[0]
+        assert free.finish_reason == "tool_calls"
+
+
 def test_stopping_one_choice_leaves_the_others_alone(engine: Engine) -> None:
     prompt = engine.tokenizer.chat(ASK, add_generation_prompt=True)
     params = [SamplingParams(max_tokens=60, temperature=0, logit_bias={engine.tokenizer.end_id: -100})] * 2

@@ -111,7 +111,21 @@ def test_chat_logprobs_are_probabilities_streamed_or_not(tiny) -> None:
     for item in whole:
         assert len(item.top_logprobs) == 3
         assert sum(math.exp(top.logprob) for top in item.top_logprobs) <= 1 + 1e-6
-        assert item.bytes is None or bytes(item.bytes).decode() == item.token
+        assert bytes(item.bytes).decode(errors="backslashreplace") == item.token
+
+
+def test_tokens_join_to_the_text_where_they_are_pieces_of_characters(tiny) -> None:
+    written = "春龘😀"  # The last two in no vocabulary of ours.
+    form = {"response_format": {"type": "choice", "choice": [written]}}
+    chat = tiny.client.chat.completions.create(
+        model="tiny", messages=ASK, logprobs=True, top_logprobs=2, extra_body=form
+    ).choices[0]
+    assert chat.message.content == written
+    items = chat.logprobs.content
+    assert b"".join(bytes(item.bytes or ()) for item in items) == written.encode()
+    assert [item.token for item in items[1:4]] == ["\\xe9", "\\xbe", "\\x98"]
+    (text,) = tiny.client.completions.create(model="tiny", prompt=written, logprobs=0, echo=True, max_tokens=1).choices
+    assert text.logprobs.text_offset[-9:] == [0, 1, 1, 1, 2, 2, 2, 2, 3]
 
 
 def test_a_bias_forces_a_token_and_a_stop_ends_before_it(tiny) -> None:

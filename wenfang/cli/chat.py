@@ -71,11 +71,8 @@ def chat(
         if once is None:
             _converse(talker, talk)
             return
-        piece = None
-        for piece in talker.reply(talk, once):
-            _show(piece.text)
-        print()
-        if piece and piece.cut and talk.schema:
+        _, piece = _write(talker, talk, once)
+        if piece.cut and talk.schema:
             print(CUT, file=sys.stderr)
 
 
@@ -89,7 +86,6 @@ def _converse(talker: Talker, talk: Conversation) -> None:
                 continue
             _answer(talker, talk, question, console)
         except KeyboardInterrupt:
-            print()
             console.print(say(zh="（已停筆）", en="(stopped)"), style="dim")
         except WenfangError as error:  # Such as a question longer than the context: the next may do.
             console.print(str(error), style="red", markup=False)
@@ -100,21 +96,30 @@ def _answer(talker: Talker, talk: Conversation, question: str, console: Console)
     from wenfang.studio.words import Words
 
     words = Words(language())
-    started, answer, tokens, guesses, cut = time.monotonic(), "", 0, "", False
+    started = time.monotonic()
     with unseen_typing():
-        for piece in talker.reply(talk, question):
-            _show(piece.text)
-            answer += piece.text
-            tokens, guesses, cut = piece.tokens, _guesses(piece), piece.cut
-    print()
+        answer, last = _write(talker, talk, question)
     talk.turns.append((question, answer))
-    speed = tokens / max(time.monotonic() - started, 1e-9)
-    notes = [words("speed", tokens=tokens, speed=speed) + guesses]
-    if cut:
+    speed = last.tokens / max(time.monotonic() - started, 1e-9)
+    notes = [words("speed", tokens=last.tokens, speed=speed) + _guesses(last)]
+    if last.cut:
         notes.insert(0, CUT)
     if (sheet := read_sheet(question, answer)) is not None:
         notes.insert(0, verdict_line(sheet, words))
     console.print("\n".join(notes), style="dim", markup=False, soft_wrap=True)
+
+
+def _write(talker: Talker, talk: Conversation, question: str) -> tuple[str, Piece]:
+    """Show a reply as it comes, on lines of its own however it ends; returns its text and its last piece."""
+    answer, piece = "", None
+    try:
+        for piece in talker.reply(talk, question):
+            _show(piece.text)
+            answer += piece.text
+    finally:
+        if piece is not None:
+            print()
+    return answer, piece or Piece("", 0)
 
 
 def _guesses(piece: Piece) -> str:

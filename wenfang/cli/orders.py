@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from wenfang.core.errors import InputError, nearest
+from wenfang.core.keys_once import keys_once
 from wenfang.core.language import say
 from wenfang.core.openai import MAX_TEMPERATURE
 
@@ -92,7 +93,7 @@ def read_schema(path: Path) -> str:
     """
     try:
         text = path.expanduser().read_text(encoding="utf-8")
-        json.loads(text)
+        json.loads(text, object_pairs_hook=keys_once)
     except (OSError, ValueError, RecursionError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise InputError(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from wenfang.cli.orders import Conversation
 from wenfang.core.errors import InputError, WenfangError
 from wenfang.core.language import say
-from wenfang.core.openai import api_key, error_message, read_events
+from wenfang.core.openai import api_key, error_code, error_message, read_events
 
 if TYPE_CHECKING:
     from wenfang.engine import Engine, SamplingParams, Speculation
@@ -124,10 +124,8 @@ class Server:
 
     def reply(self, talk: Conversation, question: str) -> Iterator[Piece]:
         """The reply, piece by piece."""
-        earlier = talk.messages() if talk.remember else talk.messages()[: 1 if talk.system else 0]
         body = {
             "model": self._model,
-            "messages": [*earlier, {"role": "user", "content": question}],
             "temperature": talk.temperature,
             "top_p": talk.top_p,
             "max_tokens": talk.max_tokens,
@@ -137,7 +135,7 @@ class Server:
             "stream_options": {"include_usage": True},
         }
         tokens, cut, ended = 0, False, False
-        with self._open("/chat/completions", {k: v for k, v in body.items() if v is not None}) as answer:
+        with self._ask(talk, question, {k: v for k, v in body.items() if v is not None}) as answer:
             for event in read_events(answer):
                 text = "".join(choice["delta"].get("content") or "" for choice in event["choices"])
                 tokens = (event.get("usage") or {}).get("completion_tokens", tokens + bool(text))
@@ -149,6 +147,19 @@ class Server:
                 say(zh="伺服器沒有把回答說完就斷線。", en="The server left before its answer was whole.")
             )
 
+    def _ask(self, talk: Conversation, question: str, body: dict[str, Any]) -> http.client.HTTPResponse:
+        """Begin a reply; the oldest turns are left out where the context does not hold them all."""
+        system = [{"role": "system", "content": talk.system}] if talk.system else []
+        earlier = talk.messages()[len(system) :] if talk.remember else []
+        while True:
+            messages = [*system, *earlier, {"role": "user", "content": question}]
+            try:
+                return self._open("/chat/completions", {**body, "messages": messages})
+            except _TooLong:
+                if not earlier:
+                    raise
+                earlier = earlier[2:]
+
     def _open(self, path: str, body: dict[str, Any] | None = None) -> http.client.HTTPResponse:
         headers = {"Content-Type": "application/json"}
         if self._key is not None:
@@ -158,7 +169,7 @@ class Server:
             request = urllib.request.Request(self._url + path, data, headers)
             answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=SILENCE_S)
         except urllib.error.HTTPError as error:
-            raise InputError(_message(error)) from None
+            raise _refusal(error) from None
         except (OSError, ValueError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise InputError(
@@ -191,9 +202,14 @@ def _response_format(talk: Conversation) -> dict[str, Any] | None:
     return {"type": "json_schema", "json_schema": described}
 
 
-def _message(error: urllib.error.HTTPError) -> str:
+class _TooLong(InputError):
+    """More than the context holds."""
+
+
+def _refusal(error: urllib.error.HTTPError) -> InputError:
     """What the server says is wrong."""
-    said = None
+    said = code = None
     with suppress(ValueError):
-        said = error_message(json.load(error))
-    return said or f"{error.code} {error.reason}"
+        body = json.load(error)
+        said, code = error_message(body), error_code(body)
+    return (_TooLong if code == "context_length_exceeded" else InputError)(said or f"{error.code} {error.reason}")

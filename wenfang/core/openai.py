@@ -42,7 +42,16 @@ def read_events(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
 
 def error_message(body: object) -> str | None:
     """What an error's body says is wrong; None where it is no such body."""
+    return _of_error(body, "message")
+
+
+def error_code(body: object) -> str | None:
+    """How an error's body names what is wrong, such as `context_length_exceeded`; None where it does not."""
+    return _of_error(body, "code")
+
+
+def _of_error(body: object, name: str) -> str | None:
     try:
-        return str(body["error"]["message"])  # type: ignore[index]
+        return str(body["error"][name])  # type: ignore[index]
     except (LookupError, TypeError):
         return None

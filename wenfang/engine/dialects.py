@@ -81,7 +81,7 @@ def _structured_outputs(grammar: Grammar, *, llguidance: bool) -> dict[str, Any]
     """A grammar as vLLM (0.12 and later) or our own server takes it."""
     match grammar:
         case JsonObject() if llguidance:
-            return {"json": JsonSchema('{"type": "object"}').styled}
+            return {"json": JsonSchema(JsonObject.SCHEMA).styled}
         case JsonObject():
             return {"json_object": True}
         case JsonSchema():
@@ -96,7 +96,8 @@ def _structured_outputs(grammar: Grammar, *, llguidance: bool) -> dict[str, Any]
             return {"grammar": grammar.lark()}
         case ToolCalls():
             functions = {name: json.loads(schema) for name, schema in grammar.functions}
-            return {"tool_calls": {**asdict(grammar), "functions": functions}}
+            otherwise = None if grammar.otherwise is None else json.loads(grammar.otherwise)
+            return {"tool_calls": {**asdict(grammar), "functions": functions, "otherwise": otherwise}}
     raise not_honoured("grammar")
 
 

@@ -77,10 +77,11 @@ class JsonObject(Grammar):
     """Any JSON object."""
 
     kind: ClassVar[str] = "json_object"
+    SCHEMA: ClassVar[str] = '{"type": "object"}'
 
     def source(self) -> str:
         """The grammar in the language of llguidance."""
-        return JsonSchema('{"type": "object"}').source()
+        return JsonSchema(self.SCHEMA).source()
 
     def check(self, text: str) -> None:
         """Parse it.
@@ -111,13 +112,15 @@ class ToolCalls(Grammar):
     """Whether more than one call may be made."""
     free: bool = False
     """Whether text may come before the calls, or instead of them. It needs an opening mark to tell them apart."""
+    otherwise: str | None = None
+    """A JSON Schema, as text: what is written instead where no call is made. It needs an opening mark, too."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "functions", tuple((name, schema) for name, schema in self.functions))
         if not self.functions:
             raise InputError(say(zh="沒有可呼叫的工具。", en="There is no tool to call."))
-        check_length("".join(name + schema for name, schema in self.functions))
-        if self.free and not self.opening:
+        check_length("".join(name + schema for name, schema in self.functions) + (self.otherwise or ""))
+        if (self.free or self.otherwise is not None) and not self.opening:
             raise InputError(
                 say(
                     zh="這個模型的工具呼叫沒有開頭的記號，無法與文字區分；只能強制呼叫。",
@@ -139,8 +142,9 @@ class ToolCalls(Grammar):
             f"{quoted(self._head(name))} %json {self._styled(schema)} {quoted('}')}" for name, schema in self.functions
         ]
         more = "(GAP call)*" if self.several else ""
+        instead = "" if self.otherwise is None else f"| %json {json.dumps(JsonSchema(self.otherwise).styled)}"
         rules = [
-            f"start: text_and_mark GAP called {more} | TEXT |" if self.free else f"start: call {more}",
+            f"start: text_and_mark GAP called {more} | TEXT |" if self.free else f"start: call {more} {instead}",
             f"call: {opening} called",
             f"called: function {closing}",
             f"function: {' | '.join(f'f{i}' for i in range(len(calls)))}",
@@ -164,6 +168,8 @@ class ToolCalls(Grammar):
         """
         for name, schema in self.functions:
             examine_schema(schema, place=f"{name}.parameters")
+        if self.otherwise is not None:
+            examine_schema(self.otherwise)
 
     def check(self, text: str) -> None:
         """Read the calls back and validate their arguments.
@@ -171,6 +177,9 @@ class ToolCalls(Grammar):
         Raises:
             BrokenPromise: a call cannot be read or its arguments do not fulfil their schema.
         """
+        if self.otherwise is not None and not text.startswith(self.opening):
+            validate_json(text, self.otherwise)
+            return
         schemas, decoder, rest = dict(self.functions), json.JSONDecoder(), text
         if self.free:
             _, mark, rest = text.partition(self.opening)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from wenfang.core.errors import InputError, nearest
+from wenfang.core.keys_once import keys_once
 from wenfang.core.language import say
 from wenfang.grammar.validation import linear_match
 
@@ -40,7 +41,7 @@ def examine_schema(schema: str, *, place: str = "$") -> None:
         InputError: what is wrong and where.
     """
     try:
-        value = json.loads(schema)
+        value = json.loads(schema, object_pairs_hook=keys_once)
     except (ValueError, RecursionError) as error:
         raise InputError(
             say(zh=f"綱要不是有效的 JSON：{error}。", en=f"The schema is not valid JSON: {error}.")

@@ -113,7 +113,8 @@ class TextAnswer(ServerSentEvents):
         self._texts = [start.echoed for start in starts]
         self._reasons: list[str | None] = [None for _ in starts]
         self._tokens = [0 for _ in starts]
-        self._readers = [TextLogprobs(served, ids=ids) for _ in starts] if logprobs else None
+        before = [() if start.echoed else start.ids for start in starts]
+        self._readers = [TextLogprobs(served, prompt, ids=ids) for prompt in before] if logprobs else None
         self._logprobs: list[dict[str, list[Any]]] = [{} for _ in starts]
         self._include_usage = include_usage
         self.usage = Usage(prompt_tokens)

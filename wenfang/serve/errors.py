@@ -76,6 +76,12 @@ def unsupported(param: str) -> ApiError:
     )
 
 
+def wrong(param: str, *, zh: str, en: str) -> ApiError:
+    """A parameter that cannot be as it is."""
+    message = say(zh=f"參數 {param!r} 無效：{zh}。", en=f"Invalid value for {param!r}: {en}.")
+    return ApiError(message, param=param, code="invalid_value")
+
+
 def from_validation(error: ValidationError) -> ApiError:
     """The first problem pydantic found, named by its path in the request."""
     first = error.errors(include_url=False)[0]

@@ -1,16 +1,13 @@
-"""What form a request demands of the answer: a response format and forced tool calls as grammars."""
+"""What form a text may be asked to have, and which tool must be called."""
 
 import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, JsonValue
 
 from wenfang.core.errors import InputError
-from wenfang.core.language import say
-from wenfang.serve.errors import ApiError
+from wenfang.serve.errors import ApiError, wrong
 from wenfang.serve.sampling import Strict
-from wenfang.serve.toolcalls import ToolFormat
 
 if TYPE_CHECKING:
     from wenfang.grammar import Grammar
@@ -48,7 +45,7 @@ class ResponseFormat(Strict):
 
         given = {name for name in ("json_schema", "regex", "lark", "choice") if getattr(self, name) is not None}
         if given != ({self.type} - {"text", "json_object"}):
-            raise _wrong(
+            raise wrong(
                 param,
                 zh=f"type 是 {self.type!r}，給的卻是 {sorted(given)}",
                 en=f"its type is {self.type!r}, but it holds {sorted(given)}",
@@ -79,6 +76,8 @@ class Calls(Strict):
     several: bool = False
     free: bool = False
     """Whether text may come before the calls, or instead of them."""
+    otherwise: bool | dict[str, JsonValue] | None = None
+    """A JSON Schema of what is written instead where no call is made."""
 
     def grammar(self, param: str) -> "Grammar":
         """The same for the engine.
@@ -91,7 +90,13 @@ class Calls(Strict):
         schemas = ((name, json.dumps(schema, ensure_ascii=False)) for name, schema in self.functions.items())
         try:
             return ToolCalls(
-                tuple(schemas), self.opening, self.closing, self.arguments_key, several=self.several, free=self.free
+                tuple(schemas),
+                self.opening,
+                self.closing,
+                self.arguments_key,
+                several=self.several,
+                free=self.free,
+                otherwise=None if self.otherwise is None else json.dumps(self.otherwise, ensure_ascii=False),
             )
         except InputError as error:
             raise ApiError(str(error), param=param, code="invalid_value") from None
@@ -121,7 +126,7 @@ class StructuredOutputs(Strict):
         """
         given = self.model_dump(exclude_none=True, by_alias=True)
         if len(given) != 1:
-            raise _wrong(
+            raise wrong(
                 param,
                 zh=f"要恰好一項，而不是 {sorted(given)}",
                 en=f"it must hold exactly one demand, not {sorted(given)}",
@@ -173,65 +178,3 @@ class FlatChosenTool(Strict):
 
 ToolChoice = str | ChosenTool | FlatChosenTool
 """`none`, `auto`, `required` or a tool."""
-
-
-def forces_call(choice: ToolChoice) -> bool:
-    """Whether the answer must be a tool call."""
-    return choice not in ("none", "auto")
-
-
-def check_demands(choice: ToolChoice, *, tools: bool, form: bool, param: str) -> None:
-    """Refuse a forced call without a tool, or beside another form.
-
-    Args:
-        tools: whether there are any.
-        form: whether the answer must have a form.
-        param: where the request holds that form.
-
-    Raises:
-        ApiError: by the parameter that is too much.
-    """
-    if forces_call(choice) and form:
-        raise _wrong(param, zh="不能與強制的工具呼叫一起使用", en="it excludes a forced tool call")
-    if forces_call(choice) and not tools:
-        raise _wrong("tool_choice", zh="沒有 'tools' 可呼叫", en="there are no 'tools' to call")
-
-
-def call_grammar(
-    tools: list[dict[str, Any]], strict: Sequence[bool], choice: ToolChoice, form: ToolFormat | None, *, several: bool
-) -> "Grammar | None":
-    """Calls of the tools, or one of the chosen one, in the model's own words; None where nothing holds them to a form.
-
-    Args:
-        strict: of each tool, whether its calls are held to its schema even where none is forced.
-        several: whether more than one tool may be called.
-
-    Raises:
-        ApiError: the chosen tool is not among them, or the schemas cannot be used.
-    """
-    from wenfang.grammar import ToolCalls
-
-    forced = forces_call(choice)
-    if form is None or not (forced or any(strict)):
-        return None
-    held = [forced or one for one in strict]
-    functions = [{"parameters": {}, **tool["function"]} for tool in tools]
-    functions = [one if hold else {**one, "parameters": {}} for one, hold in zip(functions, held, strict=True)]
-    if not isinstance(choice, str):
-        functions = [function for function in functions if function["name"] == choice.called]
-        several = False
-    if not functions:
-        raise _wrong("tool_choice", zh="'tools' 裡沒有這個工具", en="there is no such tool in 'tools'")
-    schemas = tuple((f["name"], json.dumps(f["parameters"], ensure_ascii=False)) for f in functions)
-    try:
-        return ToolCalls(schemas, form.opening, form.closing, form.arguments_key, several=several, free=not forced)
-    except InputError as error:
-        raise ApiError(str(error), param="tools", code="invalid_value") from None
-
-
-def _wrong(param: str, *, zh: str, en: str) -> ApiError:
-    return ApiError(
-        say(zh=f"參數 {param!r} 無效：{zh}。", en=f"Invalid value for {param!r}: {en}."),
-        param=param,
-        code="invalid_value",
-    )

@@ -27,20 +27,27 @@ class TextLogprobs:
     """The `logprobs` of a text completion, gathered token by token.
 
     Args:
+        prompt: token ids before the text, where it does not show them again.
         ids: name tokens by their ids.
     """
 
-    def __init__(self, served: Served, *, ids: bool = False) -> None:
+    def __init__(self, served: Served, prompt: Sequence[int] = (), *, ids: bool = False) -> None:
+        from wenfang.engine.text import TextStream
+
         self._served = served
         self._ids = ids
+        self._text = TextStream(served.engine.tokenizer, (), prompt)
         self._offset = 0
 
     def take(self, logprobs: Sequence["TokenLogprob | None"], tokens: Sequence[int]) -> dict[str, Any]:
-        """The object for the next tokens; a token without log-probability is the first of a prompt."""
+        """The object for the next tokens; a token without log-probability is the first of a prompt.
+
+        `text_offset` counts characters; pieces of one character have its place.
+        """
         offsets = []
         for token in tokens:
             offsets.append(self._offset)
-            self._offset += len(token_text(self._served, token))
+            self._offset += len(self._text.push(token))
         return {
             "tokens": [self._name(token) for token in tokens],
             "token_logprobs": [None if item is None else max(item.logprob, LEAST) for item in logprobs],
@@ -51,22 +58,15 @@ class TextLogprobs:
         }
 
     def _name(self, token: int) -> str:
-        return f"token_id:{token}" if self._ids else token_text(self._served, token)
-
-
-def token_text(served: Served, token: int) -> str:
-    """What a token stands for; a special one, or a piece of a character, as the vocabulary spells it."""
-    text = served.engine.tokenizer.decode([token])
-    if text and "\ufffd" not in text:
-        return text
-    return served.tokens[token] if token < len(served.tokens) else ""
+        return f"token_id:{token}" if self._ids else _name(self._served.token_bytes(token))
 
 
 def _entry(served: Served, token: int, logprob: float) -> dict[str, Any]:
-    text = served.engine.tokenizer.decode([token])
-    whole = bool(text) and "\ufffd" not in text
-    return {
-        "token": token_text(served, token),
-        "logprob": max(logprob, LEAST),
-        "bytes": list(text.encode()) if whole else None,
-    }
+    spelled = served.token_bytes(token)
+    written = None if token in served.special_ids else list(spelled)
+    return {"token": _name(spelled), "logprob": max(logprob, LEAST), "bytes": written}
+
+
+def _name(spelled: bytes) -> str:
+    """A token's text; of a piece of a character its bytes, as OpenAI writes them: `\\xe6\\x98`."""
+    return spelled.decode(errors="backslashreplace")

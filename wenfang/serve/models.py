@@ -6,6 +6,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
+from wenfang.core.errors import TokenizerError
 from wenfang.core.language import say
 from wenfang.serve.dispatch import Dispatcher, Generation, Job
 from wenfang.serve.errors import ApiError
@@ -43,6 +44,22 @@ class Served:
     def tokens(self) -> list[str]:
         """Every token as the vocabulary spells it, by id."""
         return self.engine.tokenizer.tokens
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Tokens that no text contains."""
+        return frozenset(self.engine.tokenizer.special_ids)
+
+    def token_bytes(self, token: int) -> bytes:
+        """What a token stands for, a special one's name; of those that the model alone knows, nothing."""
+        return self._spelled[token] if token < len(self._spelled) else b""
+
+    @cached_property
+    def _spelled(self) -> list[bytes]:
+        try:
+            return self.engine.tokenizer.token_bytes
+        except TokenizerError:  # Of a kind whose tokens have no bytes of their own.
+            return [token.encode() for token in self.tokens]
 
 
 class Models(Protocol):

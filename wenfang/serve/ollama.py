@@ -10,10 +10,11 @@ from pydantic import Field, JsonValue
 
 from wenfang.core.openai import MAX_TEMPERATURE
 from wenfang.serve.chat_answer import Turn
+from wenfang.serve.errors import wrong
 from wenfang.serve.models import Served
 from wenfang.serve.respond import Event, Usage, compact
 from wenfang.serve.sampling import MAX_STOPS, MAX_TOKENS, Sampling, Stops, Strict
-from wenfang.serve.schema import MAX_MESSAGES, MAX_TOOLS, Tool, wrong
+from wenfang.serve.schema import MAX_MESSAGES, MAX_TOOLS, Tool
 from wenfang.serve.toolcalls import ToolFormat
 
 if TYPE_CHECKING:

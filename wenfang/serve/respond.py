@@ -35,6 +35,8 @@ class Usage:
 
     prompt_tokens: int
     completion_tokens: int = 0
+    charged: int = 0
+    """Those that whoever asked has been charged for."""
 
     @property
     def total_tokens(self) -> int:
@@ -85,13 +87,12 @@ async def respond(
     Raises:
         WenfangError: the engine refused or failed before the first token, or before the end of a whole answer.
     """
+    _charge(request, answer)
     if not stream:
         try:
-            await unless_gone(request, _collect(answer, generation), limits)
+            await unless_gone(request, _collect(request, answer, generation), limits)
         except asyncio.CancelledError:
             raise _shutting_down() from None
-        finally:
-            caller_of(request).spend(answer.usage.total_tokens)
         return JSONResponse(answer.whole())
     # An error that shows before the first token still gets its own status.
     try:
@@ -154,10 +155,18 @@ def compact(value: dict[str, Any]) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).translate(LINE_BREAKS)
 
 
-async def _collect(answer: Answer, generation: Generation) -> None:
+def _charge(request: Request, answer: Answer) -> None:
+    """Count what was read and written since the last time: as it comes, so that requests side by side see it."""
+    usage = answer.usage
+    caller_of(request).spend(usage.total_tokens - usage.charged)
+    usage.charged = usage.total_tokens
+
+
+async def _collect(request: Request, answer: Answer, generation: Generation) -> None:
     async for choice, delta in generation:
         for _ in answer.add(choice, delta):
             pass
+        _charge(request, answer)
         if answer.complete(choice):
             generation.stop(choice)
     for _ in answer.end():
@@ -170,7 +179,9 @@ async def _events(request: Request, answer: Answer, generation: Generation, limi
         for event in answer.begin():
             yield answer.line(event)
         async for choice, delta in generation:
-            for event in answer.add(choice, delta):
+            events = list(answer.add(choice, delta))
+            _charge(request, answer)
+            for event in events:
                 yield answer.line(event)
             if answer.complete(choice):
                 generation.stop(choice)
@@ -181,7 +192,5 @@ async def _events(request: Request, answer: Answer, generation: Generation, limi
     except WenfangError as error:
         yield answer.line(answer.failed(as_api_error(error).body()))
         return
-    finally:
-        caller_of(request).spend(answer.usage.total_tokens)
     if answer.last_line:
         yield answer.last_line

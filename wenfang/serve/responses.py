@@ -1,24 +1,15 @@
 """OpenAI's Responses interface without memory: what a request may say."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
+from wenfang.serve.demands import Demands
 from wenfang.serve.errors import ApiError
-from wenfang.serve.forms import (
-    FlatChosenTool,
-    NamedSchema,
-    ResponseFormat,
-    call_grammar,
-    check_demands,
-)
+from wenfang.serve.forms import FlatChosenTool, NamedSchema, ResponseFormat
 from wenfang.serve.sampling import MAX_TOKENS, Sampling, Strict
 from wenfang.serve.schema import MAX_MESSAGES, MAX_TOOLS, drop_idle
 from wenfang.serve.strict_json import read_arguments
-from wenfang.serve.toolcalls import ToolFormat
-
-if TYPE_CHECKING:
-    from wenfang.grammar import Grammar
 
 IDLE: dict[str, tuple[object, ...]] = {
     "background": (False,),
@@ -147,19 +138,18 @@ class ResponsesRequest(Sampling):
         Raises:
             ApiError: parameters that contradict each other.
         """
-        formed = self.text.format.type != "text"
-        check_demands(self.tool_choice, tools=bool(self.tools), form=formed, param="text.format")
+        self.demands.check()
 
-    def grammar(self, form: ToolFormat | None) -> "Grammar | None":
-        """What the output must be.
-
-        Raises:
-            ApiError: the demand is malformed.
-        """
-        strict = [tool.strict for tool in self.tools]
-        several = self.parallel_tool_calls
-        return self.text.shown().grammar("text.format") or call_grammar(
-            self.shown_tools(), strict, self.tool_choice, form, several=several
+    @property
+    def demands(self) -> Demands:
+        """What the output must be."""
+        return Demands(
+            self.shown_tools(),
+            [tool.strict for tool in self.tools],
+            self.tool_choice,
+            several=self.parallel_tool_calls,
+            form=self.text.shown(),
+            param="text.format",
         )
 
     def shown_tools(self) -> list[dict[str, Any]]:

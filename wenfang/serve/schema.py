@@ -1,18 +1,15 @@
 """What a chat request may say. What is not listed here is refused by name, never dropped in silence."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
 from wenfang.core.language import say
-from wenfang.serve.errors import ApiError, unsupported
-from wenfang.serve.forms import ChosenTool, ResponseFormat, call_grammar, check_demands
+from wenfang.serve.demands import Demands
+from wenfang.serve.errors import ApiError, unsupported, wrong
+from wenfang.serve.forms import ChosenTool, ResponseFormat
 from wenfang.serve.sampling import MAX_CHOICES, MAX_TOKENS, Sampling, Strict, without_nulls
 from wenfang.serve.strict_json import read_arguments
-from wenfang.serve.toolcalls import ToolFormat
-
-if TYPE_CHECKING:
-    from wenfang.grammar import Grammar
 
 MAX_MESSAGES = 4096
 MAX_TOOLS = 128
@@ -144,6 +141,7 @@ class ChatRequest(Sampling):
     parallel_tool_calls: bool = True
     """If false, the answer ends with its first call."""
     response_format: ResponseFormat | None = None
+    """Beside `tools` it may be JSON only: the answer is that, or calls."""
     user: str | None = None
     """Who asks, for the caller's own records. It never changes an answer."""
 
@@ -162,20 +160,15 @@ class ChatRequest(Sampling):
             raise wrong("stream_options", zh="只能與 'stream': true 一起使用", en="it needs 'stream': true")
         if self.top_logprobs is not None and not self.logprobs:
             raise wrong("top_logprobs", zh="只能與 'logprobs': true 一起使用", en="it needs 'logprobs': true")
-        formed = self.response_format is not None
-        check_demands(self.tool_choice, tools=bool(self.tools), form=formed, param="response_format")
+        self.demands.check()
         check_messages(self.messages)
 
-    def grammar(self, form: ToolFormat | None) -> "Grammar | None":
-        """What the answer must be.
-
-        Raises:
-            ApiError: the demand is malformed.
-        """
-        demanded = None if self.response_format is None else self.response_format.grammar("response_format")
+    @property
+    def demands(self) -> Demands:
+        """What the answer must be."""
         strict = [tool.function.strict for tool in self.tools]
-        several = self.parallel_tool_calls
-        return demanded or call_grammar(self.shown_tools(), strict, self.tool_choice, form, several=several)
+        several, form = self.parallel_tool_calls, self.response_format
+        return Demands(self.shown_tools(), strict, self.tool_choice, several=several, form=form)
 
     @property
     def limit(self) -> int | None:
@@ -243,9 +236,3 @@ def shown_message(message: Message, path: str) -> dict[str, Any]:
     if message.tool_call_id is not None:
         shown["tool_call_id"] = message.tool_call_id
     return shown
-
-
-def wrong(param: str, *, zh: str, en: str) -> ApiError:
-    """A parameter that cannot be as it is."""
-    message = say(zh=f"參數 {param!r} 無效：{zh}。", en=f"Invalid value for {param!r}: {en}.")
-    return ApiError(message, param=param, code="invalid_value")

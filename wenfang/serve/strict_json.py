@@ -4,6 +4,7 @@ import json
 import re
 from typing import Any, NoReturn
 
+from wenfang.core.keys_once import keys_once
 from wenfang.core.language import say
 from wenfang.serve.errors import ApiError
 
@@ -22,7 +23,7 @@ def read_object(body: bytes) -> dict[str, Any]:
     """
     _check_depth(body)
     try:
-        value = json.loads(body.decode(), object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_number)
+        value = json.loads(body.decode(), object_pairs_hook=keys_once, parse_constant=_no_constant, parse_float=_number)
     except UnicodeDecodeError:
         raise _invalid(say(zh="不是 UTF-8", en="it is not UTF-8")) from None
     except (ValueError, RecursionError) as error:  # ValueError also for an integer of thousands of digits.
@@ -54,15 +55,6 @@ def _check_depth(body: bytes) -> None:
                 raise _invalid(say(zh=f"巢狀超過 {MAX_DEPTH} 層", en=f"it is nested more than {MAX_DEPTH} deep"))
         elif token in (b"}", b"]"):
             depth -= 1
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise _invalid(say(zh=f"鍵 {twice!r} 出現兩次", en=f"the key {twice!r} appears twice"))
-    return result
 
 
 def _number(text: str) -> float:

@@ -24,9 +24,9 @@ async def chat_completions(desk: Desk, request: Request, asked: ChatRequest) -> 
     async with AsyncExitStack() as held:
         served = await held.enter_async_context(desk.models.use(asked.model))
         tools = asked.shown_tools()
-        form = await asyncio.to_thread(tools_of, served, tools)
+        marks = await asyncio.to_thread(tools_of, served, tools)
         prompt = await asyncio.to_thread(chat_prompt, served, asked.conversation(), tools)
-        grammar = asked.grammar(form)
+        grammar = asked.demands.grammar(marks)
         jobs = chat_jobs(served, asked, prompt, grammar)
         desk.metrics.read(served.name, len(prompt))
         generation = held.enter_context(served.start(jobs))
@@ -34,7 +34,7 @@ async def chat_completions(desk: Desk, request: Request, asked: ChatRequest) -> 
             served,
             len(prompt),
             asked.n,
-            tools=form,
+            tools=marks,
             # A grammar sees to it by itself, and its text is validated once it has ended.
             parallel_calls=asked.parallel_tool_calls or grammar is not None,
             logprobs=asked.logprobs,

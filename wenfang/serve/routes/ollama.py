@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
+from wenfang.serve.demands import Demands
 from wenfang.serve.desk import Desk, Route
 from wenfang.serve.dispatch import Job
 from wenfang.serve.errors import unsupported
-from wenfang.serve.forms import call_grammar
 from wenfang.serve.models import Served
 from wenfang.serve.ollama import OllamaAnswer, OllamaChatRequest, OllamaGenerateRequest, Options, check_turns
 from wenfang.serve.prompts import chat_prompt, room_after, tools_of
@@ -28,12 +28,12 @@ async def chat(desk: Desk, request: Request, asked: OllamaChatRequest) -> Respon
     async with AsyncExitStack() as held:
         served = await held.enter_async_context(desk.models.use(asked.model))
         tools = [tool.shown() for tool in asked.tools]
-        form = await asyncio.to_thread(tools_of, served, tools)
+        marks = await asyncio.to_thread(tools_of, served, tools)
         check_turns(asked.messages)
         messages = [message.shown(i) for i, message in enumerate(asked.messages)]
         prompt = await asyncio.to_thread(chat_prompt, served, messages, tools)
-        answer = OllamaAnswer(served, len(prompt), chat=True, tools=form)
-        grammar = call_grammar(tools, [tool.function.strict for tool in asked.tools], "auto", form, several=True)
+        answer = OllamaAnswer(served, len(prompt), chat=True, tools=marks)
+        grammar = Demands(tools, [tool.function.strict for tool in asked.tools], "auto").grammar(marks)
         job = _job(served, prompt, asked.options, "messages", grammar)
         return await _respond(desk, request, held, served, answer, job, stream=asked.stream)
 

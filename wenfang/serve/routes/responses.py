@@ -20,17 +20,17 @@ async def responses(desk: Desk, request: Request, asked: ResponsesRequest) -> Re
     async with AsyncExitStack() as held:
         served = await held.enter_async_context(desk.models.use(asked.model))
         tools = asked.shown_tools()
-        form = await asyncio.to_thread(tools_of, served, tools)
+        marks = await asyncio.to_thread(tools_of, served, tools)
         prompt = await asyncio.to_thread(_prompt, served, asked, tools)
         room = room_after(served, prompt, param="input")
         limit = room if asked.max_output_tokens is None else min(room, asked.max_output_tokens)
-        grammar = asked.grammar(form)
+        grammar = asked.demands.grammar(marks)
         params = asked.params(vocab_size=served.engine.vocab_size, max_tokens=limit, grammar=grammar)
         desk.metrics.read(served.name, len(prompt))
         generation = held.enter_context(served.start([(prompt, params)]))
         # A grammar sees to the number of calls by itself, and its text is validated once it has ended.
         several = asked.parallel_tool_calls or grammar is not None
-        answer = ResponsesAnswer(served, asked, len(prompt), form, parallel_calls=several)
+        answer = ResponsesAnswer(served, asked, len(prompt), marks, parallel_calls=several)
         return await respond(request, answer, generation, held, desk.limits, stream=asked.stream)
 
 
