@@ -35,12 +35,13 @@ def _(angles_B1TF: Tensor, factor: float, dtype: torch.dtype) -> tuple[Tensor, T
 def rotate(x_BHTK: Tensor, rotation: Rotation) -> Tensor:
     """Rotary position embedding in the half-split layout of Hugging Face (Su et al. 2021). Where the heads are wider
     than the rotation, their last channels stay as they are."""
-    cos_B1TF, sin_B1TF = rotation
-    width = 2 * cos_B1TF.shape[-1]
-    turned, kept = (x_BHTK, None) if width == x_BHTK.shape[-1] else (x_BHTK[..., :width], x_BHTK[..., width:])
+    # In the order of memory: a compiled step would make gradients in the order of dimensions, and copy them.
+    x_BTHK, cos_BT1F, sin_BT1F = (x.transpose(1, 2) for x in (x_BHTK, *rotation))
+    width = 2 * cos_BT1F.shape[-1]
+    turned, kept = (x_BTHK, None) if width == x_BTHK.shape[-1] else (x_BTHK[..., :width], x_BTHK[..., width:])
     first, second = turned.chunk(2, dim=-1)
-    turned = torch.cat((first * cos_B1TF - second * sin_B1TF, second * cos_B1TF + first * sin_B1TF), dim=-1)
-    return turned if kept is None else torch.cat((turned, kept), dim=-1)
+    turned = torch.cat((first * cos_BT1F - second * sin_BT1F, second * cos_BT1F + first * sin_BT1F), dim=-1)
+    return (turned if kept is None else torch.cat((turned, kept), dim=-1)).transpose(1, 2)
 
 
 def frequencies(rope: RopeConfig, width: int, positions_BT: Tensor) -> tuple[Tensor, float]:

@@ -23,14 +23,18 @@ namespace {
 
 using pair = std::uint32_t;  // Two bf16, the one with the lower index in the lower half.
 
-constexpr int BLOCK = 32;  // Queries (forward) or keys (backward) handled together.
-constexpr int ROWS = 4;    // Rows of C held in registers, by ACROSS registers: as many sums as hide the latency.
+// Queries (forward) or keys (backward) handled together: as few as the product goes with, as all of them are multiplied
+// with whatever one of them sees.
+constexpr int BLOCK = HAS_TILES ? 2 * TILE : 16;
+constexpr int ROWS = 4;  // Rows of C held in registers, by ACROSS registers: as many sums as hide the latency.
 constexpr int ACROSS = WIDTH == 8 ? 3 : 4;  // AVX2 has half as many registers as the others.
+constexpr int LINE_BYTES = 64;              // Of the caches.
+constexpr int AHEAD = 16;                   // Rows between the one that is asked for and the one that is read.
 
 // Numbers from one row of up to n to the next: rows a power of two apart would share few lines of the cache.
 int spaced(int n) { return n + 16; }
 
-int rounded(int n, int to) { return (n + to - 1) / to * to; }
+constexpr int rounded(int n, int to) { return (n + to - 1) / to * to; }
 
 template <class T>
 using Unit = std::conditional_t<std::is_same_v<T, bf16>, pair, T>;
@@ -49,6 +53,19 @@ floats add_product(floats sum, words left, words right) {
 }
 void store(bf16* out, floats x) { write(out, narrow(x)); }
 #endif
+
+// `store` past the caches where the processor can; `settle` makes it visible to others.
+#if defined(__AVX512BF16__)
+void pass(bf16* out, floats x) {
+  __m128i parts[2];
+  write(parts, narrow(x));
+  _mm_stream_si128((__m128i*)out, parts[0]), _mm_stream_si128((__m128i*)out + 1, parts[1]);
+}
+void settle() { _mm_sfence(); }
+#else
+void settle() {}
+#endif
+void pass(float* out, floats x) { store(out, x); }
 
 // ROWS × (N · WIDTH) of C.
 template <int N, class U>
@@ -134,11 +151,18 @@ V read_some(const void* from, int there) {
   return some;
 }
 
+// Asks for a row of `width` numbers ahead of its use: heads lie far apart, and the processor does not see the pattern.
+template <class T>
+void expect(Head<T> x, int t, int width) {
+  for (int d = 0; d < width; d += LINE_BYTES / sizeof(T)) __builtin_prefetch(x.data + t * x.row + d);
+}
+
 // out[p][t] = unit p of row t, in lines of `line`; zero for the rows from `rows` to `padded`.
 template <class T>
 void turn(Head<T> x, int rows, int padded, int width, Unit<T>* out, int line) {
   const int units = width / IN_UNIT<T>;
-  for (int t = 0; t < padded; t += WIDTH)
+  for (int t = 0; t < padded; t += WIDTH) {
+    for (int i = 0; i < WIDTH; ++i) expect(x, t + AHEAD + i, width);
     for (int p = 0; p < units; p += WIDTH) {
       words square[WIDTH] = {};
       for (int i = 0; i < std::min(WIDTH, rows - t); ++i)
@@ -146,6 +170,7 @@ void turn(Head<T> x, int rows, int padded, int width, Unit<T>* out, int line) {
       transpose(square);
       for (int i = 0; i < std::min(WIDTH, units - p); ++i) write(out + (p + i) * line + t, square[i]);
     }
+  }
 }
 
 // Rows as the left operand: contiguous, with zero rows up to `padded`.
@@ -159,12 +184,15 @@ void gather(Head<T> x, int rows, int padded, int width, T* out) {
 template <class T>
 void weave(Head<T> x, int rows, int padded, int width, Unit<T>* out) {
   if constexpr (IN_UNIT<T> == 1) return gather(x, rows, padded, width, out);
-  for (int p = 0; p < padded / 2; ++p)
-    for (int d = 0; d < width; ++d) {
-      const pair low = 2 * p < rows ? x.data[2 * p * x.row + d] : 0;
-      const pair high = 2 * p + 1 < rows ? x.data[(2 * p + 1) * x.row + d] : 0;
-      out[p * width + d] = low | high << 16;
+  for (int p = 0; p < padded / 2; ++p) {
+    expect(x, 2 * p + AHEAD, width), expect(x, 2 * p + 1 + AHEAD, width);
+    for (int d = 0; d < width; d += WIDTH) {
+      const auto row = [&](int t) {
+        return t < rows ? __builtin_convertvector(read<halves>(x.data + t * x.row + d), words) : words{};
+      };
+      write(out + p * width + d, row(2 * p) | row(2 * p + 1) << 16);
     }
+  }
 }
 
 struct Free {
@@ -175,27 +203,6 @@ struct Free {
 template <class T>
 std::unique_ptr<T[], Free> room(std::size_t n) {
   return std::unique_ptr<T[], Free>((T*)std::aligned_alloc(64, (n * sizeof(T) + 63) / 64 * 64));
-}
-
-// All bits of the lanes base + i with low ≤ base + i < high.
-ints between(int base, int low, int high) {
-  const ints at = base + COUNTING;
-  return (at >= low) & (at < high);
-}
-
-floats masked(ints kept, floats x) { return (floats)(kept & (ints)x); }
-
-template <class F>
-float fold(floats x, F join) {
-  float lanes[WIDTH];
-  write(lanes, x);
-  for (int half = WIDTH / 2; half; half /= 2)
-    for (int i = 0; i < half; ++i) lanes[i] = join(lanes[i], lanes[i + half]);
-  return lanes[0];
-}
-
-float total(floats x) {
-  return fold(x, [](float a, float b) { return a + b; });
 }
 
 }  // namespace
@@ -231,7 +238,7 @@ float soften(float* scores, int from, int to, int base, int padded, float scale,
     most = between(base + n, from, to) & (s > most) ? s : most;
     store(scores + n, s);
   }
-  const float highest = fold(most, [](float a, float b) { return std::max(a, b); });
+  const float highest = reduce(most, [](floats a, floats b) { return a > b ? a : b; });
   for (int n = 0; n < padded; n += WIDTH) {
     const floats e = masked(between(base + n, from, to), exponential(load(scores + n) - highest));
     sums += e;
@@ -249,11 +256,11 @@ float dot(const T* x, const T* y, int width) {
   return total(sum);
 }
 
-// Rows of fp32 numbers, contiguous, as numbers of another tensor.
+// Rows of fp32 numbers, contiguous, as numbers of another tensor, which nobody reads before the caches are full of others.
 template <class T>
 void copy(const float* x, int rows, int width, T* out, std::int64_t row) {
   for (int t = 0; t < rows; ++t)
-    for (int d = 0; d < width; d += WIDTH) store(out + t * row + d, load(x + t * width + d));
+    for (int d = 0; d < width; d += WIDTH) pass(out + t * row + d, load(x + t * width + d));
 }
 
 // out = softmax(scale · q kᵀ) v over what each position sees, and the log-sum of each row [batch][head][position].
@@ -320,7 +327,8 @@ void backward(const Shape* shape, const std::int32_t* starts, const N* q, const 
     auto keys = room<U>(all / IN), queries = room<U>(all / IN), queries_turned = room<U>(line * K / IN);
     auto grads = room<U>(all / IN), grads_turned = room<U>(line * K / IN);
     auto key_rows = room<N>(BLOCK * K), value_rows = room<N>(BLOCK * K);
-    auto key_columns = room<U>(BLOCK / IN * K);
+    constexpr int column = rounded(BLOCK / IN, WIDTH);
+    auto key_columns = room<U>(column * K);
     auto scores = room<float>(BLOCK * line), slopes = room<float>(BLOCK * line);
     auto probabilities = room<N>(BLOCK * line), steps = room<N>(BLOCK * line);
     auto steps_woven = room<U>(IN == 1 ? 0 : BLOCK / IN * line);
@@ -332,8 +340,6 @@ void backward(const Shape* shape, const std::int32_t* starts, const N* q, const 
       for (int g = 0; g < shape->kv_heads; ++g) {
         const std::int32_t* start = starts + std::int64_t(b) * T;
         weave(head(k, *ks, b, g), T, padded, K, keys.get());
-        std::fill_n(key_sums.get(), all, 0.0f);
-        std::fill_n(value_sums.get(), all, 0.0f);
         for (int h = g * group; h < (g + 1) * group; ++h) {
           const Head<N> query = head(q, *qs, b, h), gradient = head(grad, *gs, b, h), context = head(out, *os, b, h);
           const float* log_sum = log_sums + (std::int64_t(b) * shape->heads + h) * T;
@@ -341,15 +347,19 @@ void backward(const Shape* shape, const std::int32_t* starts, const N* q, const 
           weave(query, T, padded, K, queries.get());
           turn(gradient, T, padded, K, grads_turned.get(), line);
           weave(gradient, T, padded, K, grads.get());
-          for (int t = 0; t < T; ++t) deltas[t] = dot(gradient.data + t * gradient.row, context.data + t * context.row, K);
+          for (int t = 0; t < T; ++t) {
+            expect(context, t + AHEAD, K);
+            deltas[t] = dot(gradient.data + t * gradient.row, context.data + t * context.row, K);
+          }
           std::fill_n(query_sums.get(), line * K, 0.0f);
+          const bool more = h > g * group;  // Heads of the same keys and values, to whose sums this one's are added.
           for (int first = 0, end = 0; first < T; first += BLOCK) {
             const int rows = std::min(BLOCK, T - first);
             for (end = std::max(end, first + rows); end < T && start[end] < first + rows;) ++end;
             const int columns = rounded(end - first, COLUMNS<N>);
             gather(Head<N>{at(k, *ks, b, g) + first * ks->row, ks->row}, rows, BLOCK, K, key_rows.get());
             gather(Head<N>{at(v, *vs, b, g) + first * vs->row, vs->row}, rows, BLOCK, K, value_rows.get());
-            turn(Head<U>{keys.get() + first / IN * K, K}, BLOCK / IN, BLOCK / IN, K, key_columns.get(), BLOCK / IN);
+            turn(Head<U>{keys.get() + first / IN * K, K}, BLOCK / IN, BLOCK / IN, K, key_columns.get(), column);
             multiply<U>((const U*)key_rows.get(), K / IN, queries_turned.get() + first, line, scores.get(), line,
                         BLOCK, columns, K / IN, false);
             multiply<U>((const U*)value_rows.get(), K / IN, grads_turned.get() + first, line, slopes.get(), line,
@@ -377,10 +387,10 @@ void backward(const Shape* shape, const std::int32_t* starts, const N* q, const 
               }
             }
             multiply<U>((const U*)probabilities.get(), line / IN, grads.get() + first / IN * K, K,
-                        value_sums.get() + first * K, K, BLOCK, K, columns / IN, true);
+                        value_sums.get() + first * K, K, BLOCK, K, columns / IN, more);
             multiply<U>((const U*)steps.get(), line / IN, queries.get() + first / IN * K, K,
-                        key_sums.get() + first * K, K, BLOCK, K, columns / IN, true);
-            multiply<U>(key_columns.get(), BLOCK / IN, IN == 1 ? (const U*)steps.get() : steps_woven.get(), line,
+                        key_sums.get() + first * K, K, BLOCK, K, columns / IN, more);
+            multiply<U>(key_columns.get(), column, IN == 1 ? (const U*)steps.get() : steps_woven.get(), line,
                         query_sums.get() + first, line, K, columns, BLOCK / IN, true);
           }
           turn(Head<float>{query_sums.get(), line}, K, K, padded, query_sums_turned.get(), K);
@@ -389,6 +399,7 @@ void backward(const Shape* shape, const std::int32_t* starts, const N* q, const 
         copy(key_sums.get(), T, K, at(dk, *dks, b, g), dks->row);
         copy(value_sums.get(), T, K, at(dv, *dvs, b, g), dvs->row);
       }
+    settle();
   }
 }
 

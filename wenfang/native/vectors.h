@@ -86,6 +86,7 @@ inline floats widen(const bf16* x) {
 #endif
 }
 inline floats widen(const float* x) { return read<floats>(x); }
+inline float widen(float x) { return x; }
 inline float widen(bf16 x) {
   const std::uint32_t bits = std::uint32_t(x) << 16;
   return read<float>(&bits);
@@ -99,6 +100,26 @@ inline halves narrow(floats x) {
   const words bits = (words)x;
   return __builtin_convertvector((bits + 0x7FFF + (bits >> 16 & 1)) >> 16, halves);
 #endif
+}
+
+// All bits of the lanes base + i with low ≤ base + i < high.
+inline ints between(int base, int low, int high) {
+  const ints at = base + COUNTING;
+  return (at >= low) & (at < high);
+}
+
+inline floats masked(ints kept, floats x) { return (floats)(kept & (ints)x); }
+
+// All lanes in one, halves by halves.
+template <int HALF = WIDTH / 2, class F>
+float reduce(floats x, F join) {
+  x = join(x, __builtin_shuffle(x, COUNTING ^ HALF));
+  if constexpr (HALF > 1) return reduce<HALF / 2>(x, join);
+  return x[0];
+}
+
+inline float total(floats x) {
+  return reduce(x, [](floats a, floats b) { return a + b; });
 }
 
 // Rows and columns of WIDTH × WIDTH numbers change places, in squares of B × B and then of twice that.
