@@ -125,6 +125,24 @@ def test_a_closed_engine_refuses_and_fails_its_requests(engine: Engine) -> None:
         engine.stream([5], SamplingParams())
 
 
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), ValueError("no such token"), KeyError("x")])
+def test_a_failed_step_ends_its_requests_and_the_engine_goes_on(
+    engine: Engine, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(turns: object) -> None:
+        raise error
+
+    prompt, params = engine.tokenizer.encode("白日"), SamplingParams(temperature=0, max_tokens=4)
+    expected = engine.generate([prompt], params)
+    with monkeypatch.context() as broken:
+        broken.setattr(engine._batch, "_choose", fail)
+        with pytest.raises(WenfangError, match=f"Generation failed: {type(error).__name__}: "):
+            engine.generate([prompt] * 5, params)
+    assert engine.generate([prompt], params) == expected
+    with engine._changed:
+        engine._scheduler.check()
+
+
 def test_an_idle_engine_does_not_burn_the_processor(engine: Engine) -> None:
     engine.generate([engine.tokenizer.encode("白")], SamplingParams(max_tokens=2))
     before = time.process_time()

@@ -285,9 +285,10 @@ class Engine:
         try:
             with torch.inference_mode():
                 self._batch.step()
-        except RuntimeError as error:  # Torch ran out of memory or refused a shape: callers must hear of it.
+        except Exception as error:  # noqa: BLE001 - whatever it is, callers must hear of it and the next ones be served
             with self._changed:
-                self._fail(WenfangError(say(zh=f"生成失敗：{error}", en=f"Generation failed: {error}")))
+                detail = f"{type(error).__name__}: {error}"
+                self._fail(WenfangError(say(zh=f"生成失敗：{detail}", en=f"Generation failed: {detail}")))
 
     def _fail(self, error: WenfangError) -> None:
         for request in self._scheduler.clear():
