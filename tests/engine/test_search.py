@@ -176,5 +176,7 @@ def test_what_a_search_cannot_have_is_named(engine: Engine) -> None:
     for values in ({"width": 0}, {"width": 4, "groups": 3}, {"length_penalty": math.nan}, {"length_penalty": 1e6}):
         with pytest.raises(InputError, match="cannot be"):
             BeamParams(**values)
+    with pytest.raises(InputError, match="`diversity_penalty` acts between groups; it needs `groups` above 1"):
+        BeamParams(diversity_penalty=0.5)
     with pytest.raises(InputError, match=r"`penalty_alpha` cannot be 1\.5"):
         ContrastiveParams(penalty_alpha=1.5)

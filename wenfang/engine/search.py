@@ -55,7 +55,7 @@ class BeamParams:
     """Beam search; with `groups` > 1 diverse beam search (Vijayakumar et al. 2018).
 
     Raises:
-        InputError: a value is out of range; the message names it.
+        InputError: a value is out of range, or changes nothing; the message names it.
     """
 
     width: int = 4
@@ -63,7 +63,7 @@ class BeamParams:
     groups: int = 1
     """Groups that search one after another at each step, each kept from the tokens of those before it."""
     diversity_penalty: float = 0.0
-    """Taken from a token's log-probability for each earlier group's beam that chose it at this step."""
+    """Taken from a token's log-probability for each earlier group's beam that chose it at this step; needs `groups`."""
     length_penalty: float = 1.0
     """Exponent of the length that a finished beam's log-probability is divided by."""
     early_stopping: bool = False
@@ -74,6 +74,13 @@ class BeamParams:
         _check("width", self.width, self.width >= 1 and self.width % max(self.groups, 1) == 0)
         _check("groups", self.groups, self.groups >= 1)
         _check("diversity_penalty", self.diversity_penalty, 0.0 <= self.diversity_penalty < math.inf)
+        if self.diversity_penalty and self.groups == 1:
+            raise InputError(
+                say(
+                    zh="`diversity_penalty` 只在各組之間起作用，`groups` 必須大於 1。",
+                    en="`diversity_penalty` acts between groups; it needs `groups` above 1.",
+                )
+            )
         _check("length_penalty", self.length_penalty, abs(self.length_penalty) <= STEEPEST)
         _check("max_tokens", self.max_tokens, self.max_tokens is None or self.max_tokens >= 1)
 
