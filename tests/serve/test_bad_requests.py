@@ -11,6 +11,7 @@ from openai.types.embedding_create_params import EmbeddingCreateParams
 from openai.types.responses import response_create_params as responses_params
 from serve.fakes import undisturbed
 
+from wenfang.serve.desk import Route
 from wenfang.serve.routes import ROUTES
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -125,6 +126,7 @@ def test_a_bad_body_is_refused(served, name: str) -> None:
         (TEXT, {"prompt": [[1, -1]]}, "prompt"),
         (TEXT, {"prompt": [0x110000]}, "prompt"),
         (TEXT, {"prompt": "a", "suffix": "b"}, "suffix"),
+        (TEXT, {"prompt": "a", "suffix": "b", "truncate_prompt_tokens": 1}, "truncate_prompt_tokens"),
         (TEXT, {"prompt": "a", "best_of": 3}, "best_of"),
         (TEXT, {"prompt": "a", "logprobs": True}, "logprobs"),
         (TEXT, {"prompt": "a", "logprobs": 21}, "logprobs"),
@@ -171,6 +173,62 @@ def test_a_bad_value_is_named(served, path: str, body: dict, param: str) -> None
     assert response.status_code == 400, response.text
     named = response.json()["error"]["param"]
     assert named == param or named.startswith(f"{param}.") or named.startswith(f"{param}[")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param", "said"),
+    [
+        (TEXT, {"prompt": 5}, "prompt", "a valid string / Input should be a valid list"),
+        (TEXT, {"prompt": [[1, -1]]}, "prompt[0][1]", "greater than or equal to 0"),
+        (TEXT, {"prompt": ["a", 1]}, "prompt[1]", "a valid string"),
+        (TEXT, {"prompt": [True] * 100_000}, "prompt[0]", "a valid integer"),
+        ("/v1/embeddings", {"input": 5}, "input", "a valid string"),
+        ("/v1/responses", {"input": 5}, "input", "a valid string / Input should be a valid list"),
+        ("/v1/responses", {"input": [{**USER, "role": "wizard"}]}, "input[0].role", "'system'"),
+        ("/v1/responses", {"input": [{**USER, "mood": 1}]}, "input[0].mood", "Unsupported"),
+        ("/v1/responses", {"input": "a", "text": {"format": {"type": "json_schema"}}}, "text.format.name", "Missing"),
+        (CHAT, {**ASK, "tool_choice": 5}, "tool_choice", "'required' / Input should be a valid dictionary"),
+        (CHAT, {**ASK, "tool_choice": {"type": "function"}}, "tool_choice.function", "Missing"),
+        (CHAT, {**ASK, "stop": ""}, "stop", "at least 1"),
+        (CHAT, {**ASK, "logit_bias": {"-1": 1}}, "logit_bias.-1", "match pattern"),
+    ],
+)
+def test_a_refusal_names_a_place_in_the_request(served, path: str, body: dict, param: str, said: str) -> None:
+    error = httpx.post(served.url + path, json={"model": "fake-poet", **body}).json()["error"]
+    assert error["param"] == param
+    assert said in error["message"]
+    assert "instance of" not in error["message"]
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.path)
+def test_a_query_parameter_is_refused_by_name(served, route: Route) -> None:
+    """Pages and figures are asked for with anything; where a parameter could be meant, none is ignored."""
+    url = served.url + route.path.replace("{model:path}", "fake-poet")
+    for query, name in (("temperature=0", "temperature"), ("limit=", "limit"), ("=1", "")):
+        answer = httpx.request(route.method, f"{url}?{query}", json=ASK if route.asks else None)
+        if route.path in ("/health", "/metrics", "/docs", "/openapi.json"):
+            assert answer.status_code == 200
+            continue
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] == name
+        assert f"query parameter: {name!r}" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "said"),
+    [
+        ({"Content-Encoding": "gzip"}, 415, "Content-Encoding is 'gzip'"),
+        ({"Content-Encoding": "Identity"}, 200, ""),
+        ({"Content-Type": "application/json; charset=big5"}, 415, "'charset=big5'; it must be 'charset=utf-8'"),
+        ({"Content-Type": 'Application/JSON; Charset="UTF-8"'}, 200, ""),
+    ],
+)
+def test_a_body_in_another_encoding_is_refused(served, headers: dict[str, str], status: int, said: str) -> None:
+    answer = httpx.post(served.url + CHAT, content=chat(max_tokens=1), headers=JSON | headers)
+    assert answer.status_code == status
+    if said:
+        assert answer.json()["error"]["code"] == "unsupported_media_type"
+        assert said in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])

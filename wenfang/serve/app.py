@@ -12,7 +12,7 @@ from starlette.routing import Route as StarletteRoute
 
 from wenfang.core.errors import WenfangError
 from wenfang.core.language import say
-from wenfang.serve.body import read
+from wenfang.serve.body import check_query, read
 from wenfang.serve.desk import Desk, Route
 from wenfang.serve.dispatch import Dispatcher
 from wenfang.serve.errors import ApiError, as_api_error
@@ -80,6 +80,8 @@ def create_app_for(
 
 def _endpoint(route: Route, desk: Desk) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
+        if not route.page:
+            check_query(request)
         asked = None if route.asks is None else await read(request, route.asks, desk.limits)
         return await route.handle(desk, request, asked)
 

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
 
 from wenfang.core.language import say
 from wenfang.serve.errors import ApiError, from_validation
@@ -24,9 +25,9 @@ async def read(request: Request, kind: type[M], limits: Limits) -> M:
     """The request's body as a `kind`.
 
     Raises:
-        ApiError: wrong content type, too large, too slow, not JSON, or not what `kind` allows.
+        ApiError: wrong content type or encoding, too large, too slow, not JSON, or not what `kind` allows.
     """
-    _check_content_type(request)
+    _check_encoding(request)
     try:
         async with asyncio.timeout(limits.body_s):
             body = await _read_bytes(request, limits.body_bytes)
@@ -40,9 +41,29 @@ async def read(request: Request, kind: type[M], limits: Limits) -> M:
             code="request_timeout",
         ) from None
     try:
-        return kind.model_validate(read_object(body))
+        asked = read_object(body)
+        return kind.model_validate(asked)
     except ValidationError as error:
-        raise from_validation(error) from None
+        raise from_validation(error, asked) from None
+
+
+def check_query(request: Request) -> None:
+    """Refuse parameters behind the address's question mark: a request says everything in its body.
+
+    Raises:
+        ApiError: the first one.
+    """
+    if (name := next(iter(request.query_params), None)) is not None:
+        name = name[:200]
+        raise ApiError(
+            say(
+                zh=f"不支援網址裡的參數 {name!r}。請移除，或寫在 JSON 內容裡。",
+                en=f"Unsupported query parameter: {name!r} in the address is not read. "
+                "Remove it, or put it into the JSON body.",
+            ),
+            param=name,
+            code="unsupported_parameter",
+        )
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T], limits: Limits) -> T:
@@ -58,7 +79,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T], limits: Li
         if not done:
             raise too_slow(limits)
         if not working.done():
-            raise ApiError("client disconnected", status=499, code="client_disconnected")
+            raise _gone()
         return working.result()
     finally:
         working.cancel()
@@ -78,31 +99,45 @@ def too_slow(limits: Limits) -> ApiError:
     )
 
 
-def _check_content_type(request: Request) -> None:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+def _check_encoding(request: Request) -> None:
+    """JSON in UTF-8 is all that is read, and nothing compressed."""
+    kind, *details = (part.strip().lower() for part in request.headers.get("content-type", "").split(";"))
     if kind != "application/json":
-        raise ApiError(
-            say(
-                zh=f"Content-Type 是 {kind!r}，必須是 'application/json'。",
-                en=f"The Content-Type is {kind!r}; it must be 'application/json'.",
-            ),
-            status=415,
-            code="unsupported_media_type",
-        )
+        raise _unreadable("Content-Type", kind, "application/json")
+    for name, _, value in (detail.partition("=") for detail in details):
+        if name.strip() == "charset" and value.strip().strip('"') not in ("utf-8", "utf8"):
+            raise _unreadable("Content-Type", f"charset={value.strip()}", "charset=utf-8")
+    encoding = ", ".join(request.headers.getlist("content-encoding")).strip().lower()
+    if encoding not in ("", "identity"):
+        raise _unreadable("Content-Encoding", encoding, "identity")
+
+
+def _unreadable(header: str, given: str, wanted: str) -> ApiError:
+    return ApiError(
+        say(
+            zh=f"{header} 是 {given[:200]!r}，必須是 {wanted!r}。",
+            en=f"The {header} is {given[:200]!r}; it must be {wanted!r}.",
+        ),
+        status=415,
+        code="unsupported_media_type",
+    )
 
 
 async def _read_bytes(request: Request, limit: int) -> bytes:
-    """The body, or 413 when it is larger than allowed."""
+    """The body; ApiError when it is larger than allowed, or its sender leaves."""
     chunks, size = list[bytes](), 0
     declared = request.headers.get("content-length", "")
     excessive = declared.isdecimal() and int(declared[:20]) > DROPPED * limit
     if not excessive:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size <= limit:
-                chunks.append(chunk)
-            elif size > DROPPED * limit:
-                break
+        try:
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size <= limit:
+                    chunks.append(chunk)
+                elif size > DROPPED * limit:
+                    break
+        except ClientDisconnect:
+            raise _gone() from None
     if excessive or size > limit:
         raise ApiError(
             say(
@@ -113,6 +148,11 @@ async def _read_bytes(request: Request, limit: int) -> bytes:
             code="request_too_large",
         )
     return b"".join(chunks)
+
+
+def _gone() -> ApiError:
+    """Nobody is left to read this."""
+    return ApiError("client disconnected", status=499, code="client_disconnected")
 
 
 async def _disconnected(request: Request) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, model_validator
 
-from wenfang.serve.errors import unsupported
+from wenfang.serve.errors import unsupported, wrong
 from wenfang.serve.forms import StructuredOutputs
 from wenfang.serve.logprobs import TextLogprobs
 from wenfang.serve.models import Served
@@ -72,6 +72,8 @@ class CompletionRequest(Sampling):
             raise unsupported("return_tokens_as_token_ids")
         if self.suffix is not None and (self.echo or not isinstance(self.prompt, str)):
             raise unsupported("suffix")
+        if self.suffix is not None and self.truncate_prompt_tokens is not None:  # Which of the two texts to cut?
+            raise wrong("truncate_prompt_tokens", zh="不能與 'suffix' 一起使用", en="it excludes 'suffix'")
 
 
 @dataclass(frozen=True)

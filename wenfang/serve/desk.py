@@ -35,3 +35,5 @@ class Route:
     media_types: tuple[str, ...] = ("application/json",)
     refuses: tuple[int, ...] = ()
     """Statuses besides those that any request may get."""
+    page: bool = False
+    """Whether browsers and monitors ask for it, whose query parameters change nothing and are let pass."""

@@ -3,10 +3,14 @@
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 
 from wenfang.core.errors import InputError, WenfangError
 from wenfang.core.language import say
+
+MAX_PROBLEMS = 1000
+"""How many problems of one body are looked at: a long list may have one for each of its items."""
 
 
 class EngineFailure(WenfangError):
@@ -82,10 +86,14 @@ def wrong(param: str, *, zh: str, en: str) -> ApiError:
     return ApiError(message, param=param, code="invalid_value")
 
 
-def from_validation(error: ValidationError) -> ApiError:
-    """The first problem pydantic found, named by its path in the request."""
-    first = error.errors(include_url=False)[0]
-    kind, param = first["type"], _path(first["loc"])
+def from_validation(error: ValidationError, body: dict[str, Any]) -> ApiError:
+    """The first problem pydantic found, named by its path in the request; where a value could have been of several
+    types, by the place that the nearest of them did not accept."""
+    problems = error.errors(include_url=False, include_context=False, include_input=False)[:MAX_PROBLEMS]
+    places = [_place(problem, body) for problem in problems]
+    deepest = max((place for place in places if place[: len(places[0])] == places[0]), key=len)
+    found = [problem for problem, place in zip(problems, places, strict=True) if place == deepest]
+    kind, param = found[0]["type"], path_of(deepest)
     if kind == "extra_forbidden":
         return unsupported(param)
     if kind == "missing":
@@ -94,7 +102,8 @@ def from_validation(error: ValidationError) -> ApiError:
             param=param,
             code="missing_required_parameter",
         )
-    message = first["msg"].removeprefix("Value error, ")
+    reasons = (one["msg"].removeprefix("Value error, ") for one in found if one["type"] != "extra_forbidden")
+    message = " / ".join(dict.fromkeys(reason.partition(" or instance of ")[0] for reason in reasons))
     return ApiError(
         say(zh=f"參數 {param!r} 無效：{message}", en=f"Invalid value for {param!r}: {message}"),
         param=param or None,
@@ -102,7 +111,21 @@ def from_validation(error: ValidationError) -> ApiError:
     )
 
 
-def _path(location: tuple[int | str, ...]) -> str:
+def _place(problem: ErrorDetails, body: dict[str, Any]) -> tuple[int | str, ...]:
+    """Where in the body a problem is: its location without the names of types that pydantic tried."""
+    place: list[int | str] = []
+    value: Any = body
+    for depth, part in enumerate(problem["loc"], start=1):
+        known = isinstance(value, list) if isinstance(part, int) else isinstance(value, dict) and part in value
+        if known:
+            value = value[part]
+        elif problem["type"] != "missing" or depth < len(problem["loc"]):
+            continue
+        place.append(part)
+    return tuple(place)
+
+
+def path_of(location: tuple[int | str, ...]) -> str:
     """`("messages", 0, "content")` as `messages[0].content`."""
     path = ""
     for part in location:

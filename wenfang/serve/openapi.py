@@ -27,8 +27,8 @@ ERROR = {
         }
     },
 }
-ANY_REQUEST = (401, 403, 405, 429, 431, 500, 503)
-ANY_BODY = (400, 404, 408, 413, 415, 504)
+ANY_REQUEST = (400, 401, 403, 405, 429, 431, 500, 503)
+ANY_BODY = (404, 408, 413, 415, 504)
 
 
 def document(routes: tuple[Route, ...], models: list[str], *, locked: bool) -> dict[str, Any]:

@@ -36,6 +36,6 @@ async def metrics(desk: Desk, request: Request, _: None) -> Response:
 ROUTES = (
     Route("GET", "/v1/models", "The models on offer.", models),
     Route("GET", "/v1/models/{model:path}", "One model.", one_model, refuses=(404,)),
-    Route("GET", "/health", "Whether the model answers.", health, refuses=(503,)),
-    Route("GET", "/metrics", "Figures for Prometheus.", metrics, media_types=("text/plain",)),
+    Route("GET", "/health", "Whether the model answers.", health, refuses=(503,), page=True),
+    Route("GET", "/metrics", "Figures for Prometheus.", metrics, media_types=("text/plain",), page=True),
 )

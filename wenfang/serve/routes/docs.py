@@ -18,7 +18,7 @@ def described_by(routes: tuple[Route, ...]) -> tuple[Route, ...]:
 
     everything = (
         *routes,
-        Route("GET", "/openapi.json", "This description.", openapi),
-        Route("GET", "/docs", "This description, for people.", docs, media_types=("text/html",)),
+        Route("GET", "/openapi.json", "This description.", openapi, page=True),
+        Route("GET", "/docs", "This description, for people.", docs, media_types=("text/html",), page=True),
     )
     return everything
