@@ -149,6 +149,22 @@ def test_a_forced_call_fulfils_its_schema_however_little_the_model_knows(caller:
     assert most > 1
 
 
+def test_a_refused_schema_of_a_tool_is_named_by_the_tools(caller: Engine) -> None:
+    function = {"name": "f", "parameters": {"type": "text"}}
+    forced = {"tools": [{"type": "function", "function": function}], "tool_choice": "required"}
+    strict = {"tools": [{"type": "function", "function": {**function, "strict": True}}]}
+    flat = {"input": "秋", "tools": [{"type": "function", "strict": True, **function}]}
+    with live(create_app(caller)) as url:
+        for path, body in (
+            ("/v1/chat/completions", {"messages": ASK, **forced}),
+            ("/v1/chat/completions", {"messages": ASK, **strict, "response_format": {"type": "text"}}),
+            ("/v1/responses", {**flat, "text": {"format": {"type": "text"}}}),
+            ("/api/chat", {"messages": ASK, **strict}),
+        ):
+            answer = httpx.post(url + path, json={"model": "tiny", **body}, timeout=60)
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tools")
+
+
 @pytest.mark.parametrize("caller", [CHAT_TEMPLATE.replace("<tool_call>", "召")], indirect=True)
 def test_calls_of_strict_tools_fulfil_their_schemas_and_text_may_come_instead(caller: Engine) -> None:
     class Zone(pydantic.BaseModel):
@@ -212,6 +228,23 @@ def test_beside_a_form_tools_may_still_be_called(caller: Engine) -> None:
             **asked, tools=tools, tool_choice="required", response_format={"type": "text"}
         ).choices[0]
         assert free.finish_reason == "tool_calls"
+
+
+def test_a_defect_of_the_engine_ends_in_an_error_and_shows_in_its_health(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise IndexError("no such row")
+
+    with live(create_app(engine)) as url:
+        body = {"model": "tiny", "messages": ASK, "max_tokens": 2}
+        with monkeypatch.context() as broken:
+            broken.setattr(engine._batch, "step", fail)
+            answers = [httpx.post(f"{url}/v1/chat/completions", json=body), httpx.get(f"{url}/health")]
+        assert [answer.status_code for answer in answers] == [500, 503]
+        assert all("IndexError: no such row" in answer.text for answer in answers)
+        assert httpx.post(f"{url}/v1/chat/completions", json=body).status_code == 200
+        assert httpx.get(f"{url}/health").status_code == 200
 
 
 def test_stopping_one_choice_leaves_the_others_alone(engine: Engine) -> None:

@@ -40,6 +40,10 @@ class CapacityError(InputError):
     """Work that this machine has not the memory or the disk for."""
 
 
+class GrammarError(InputError):
+    """A form of text that is malformed, cannot be guaranteed, or takes too much to keep."""
+
+
 class BusyError(WenfangError):
     """Another process is already doing this work in the same place."""
 

@@ -5,7 +5,7 @@ from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
 
-from wenfang.core.errors import InputError
+from wenfang.core.errors import GrammarError
 from wenfang.core.language import say
 from wenfang.grammar.base import Grammar
 from wenfang.grammar.judge import judge
@@ -55,7 +55,7 @@ class GrammarCompiler:
         the thread that steps the model.
 
         Raises:
-            InputError: the grammar cannot be used; the message says why and where.
+            GrammarError: the grammar cannot be used; the message says why and where.
         """
         with self._lock:
             inner = self._compiled.get(grammar)
@@ -79,7 +79,7 @@ class GrammarCompiler:
             inner = pool.submit(LLMatcher, tokenizer, grammar.source(), log_level=0, limits=parser_limits()).result()
         if inner.is_error():  # Only this vocabulary shows it, such as a mask too costly for so many tokens.
             reason = str(inner.get_error()).partition("\n")[0][:200].rstrip(".")
-            raise InputError(say(zh=f"文法無法使用：{reason}。", en=f"The grammar cannot be used: {reason}."))
+            raise GrammarError(say(zh=f"文法無法使用：{reason}。", en=f"The grammar cannot be used: {reason}."))
         return inner
 
     def _open(self) -> "LLTokenizer":

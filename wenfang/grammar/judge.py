@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 
 import wenfang
-from wenfang.core.errors import InputError
+from wenfang.core.errors import GrammarError
 from wenfang.core.language import say
 from wenfang.grammar.base import Grammar
 from wenfang.grammar.limits import TRIAL_S
@@ -34,13 +34,13 @@ def judge(grammar: Grammar, specials: list[str]) -> None:
         specials: names of the special tokens that a Lark grammar may mention.
 
     Raises:
-        InputError: it is refused, or judging it takes too much time or memory.
+        GrammarError: it is refused, or judging it takes too much time or memory.
     """
     asked = {"kind": grammar.kind, "fields": dataclasses.asdict(grammar), "specials": specials}
     with _places:
         answer = _ask(json.dumps(asked))
     if not answer:
-        raise InputError(
+        raise GrammarError(
             say(
                 zh="文法太複雜：編譯時用完了時間、記憶體或堆疊。請簡化，例如減少規則的層數或重複次數。",
                 en="The grammar is too complex: compiling it ran out of time, memory or stack. Simplify it, such as by "
@@ -48,7 +48,7 @@ def judge(grammar: Grammar, specials: list[str]) -> None:
             )
         )
     if (reason := json.loads(answer)["refused"]) is not None:
-        raise InputError(reason)
+        raise GrammarError(reason)
 
 
 def verify(grammar: Grammar, text: str) -> bool:

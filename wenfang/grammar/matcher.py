@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from wenfang.core.errors import InputError, WenfangError
+from wenfang.core.errors import GrammarError, WenfangError
 from wenfang.core.language import say
 from wenfang.grammar.base import Grammar
 
@@ -60,14 +60,14 @@ class Matcher:
         dead_end = self._dead_end or str(self.inner.stop_reason()).startswith("NoExtensionBias")
         if self.inner.is_error() and not dead_end:
             reason = str(self.inner.get_error()).partition("\n")[0][:200].rstrip(".")
-            return InputError(
+            return GrammarError(
                 say(
                     zh=f"文法在這裡用完了每一步的額度：{reason}。請簡化。",
                     en=f"The grammar spent the budget of a step: {reason}. Simplify it.",
                 )
             )
         if dead_end:
-            return InputError(
+            return GrammarError(
                 say(zh="文法走進死路：沒有詞元能接下去。", en="The grammar has led to a dead end: no token can follow.")
             )
         return None

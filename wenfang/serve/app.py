@@ -10,9 +10,10 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.routing import Route as StarletteRoute
 
-from wenfang.core.errors import WenfangError
+from wenfang.core.errors import GrammarError, WenfangError
 from wenfang.core.language import say
 from wenfang.serve.body import check_query, read
+from wenfang.serve.demands import held_by
 from wenfang.serve.desk import Desk, Route
 from wenfang.serve.dispatch import Dispatcher
 from wenfang.serve.errors import ApiError, as_api_error
@@ -83,7 +84,10 @@ def _endpoint(route: Route, desk: Desk) -> Callable[[Request], Awaitable[Respons
         if not route.page:
             check_query(request)
         asked = None if route.asks is None else await read(request, route.asks, desk.limits)
-        return await route.handle(desk, request, asked)
+        try:
+            return await route.handle(desk, request, asked)
+        except GrammarError as error:
+            raise ApiError(str(error), param=held_by(asked), code="invalid_value") from None
 
     return endpoint
 

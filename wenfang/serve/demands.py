@@ -98,3 +98,11 @@ class Demands:
             zh=f"{demanded.kind!r} 不能與 'tools' 一起使用，只有 JSON 可以",
             en=f"{demanded.kind!r} cannot stand beside 'tools'; only JSON can",
         )
+
+
+def held_by(asked: object) -> str:
+    """The parameter by which a request holds its answer to a form: the answer's own, or else its tools."""
+    forms = {name: getattr(asked, name, None) for name in ("response_format", "structured_outputs")}
+    forms["text.format"] = getattr(getattr(asked, "text", None), "format", None)
+    given = (name for name, form in forms.items() if form is not None and getattr(form, "type", "") != "text")
+    return next(given, "tools")
