@@ -1,11 +1,13 @@
 """Everything around the completions: health, odd requests, other people's pages, ports."""
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 
 import httpx
 import pytest
@@ -67,6 +69,32 @@ def test_an_oversized_body_is_refused(url: str) -> None:
     response = httpx.post(url + CHAT, content=chunks, headers=JSON)
     assert response.status_code == 413
     assert error_of(response)["code"] == "request_too_large"
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        ("Host: 127.0.0.1\r\nContent-Length: -5", "bad Content-Length"),
+        ("Host: 127.0.0.1\r\nContent-Length: 1\r\nContent-Length: 2", "conflicting Content-Length headers"),
+        ("Accept: */*", "Missing mandatory Host: header"),
+        ("Host: 127.0.0.1\r\na b: c", "illegal header line."),
+        ("Host: 127.0.0.1\r\nX: " + "x" * (65 << 10), "its head is larger than 65,536 bytes"),
+        ("Host: 127.0.0.1\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nx", "illegal chunk"),
+    ],
+)
+def test_what_is_no_http_is_refused_like_everything_else(url: str, head: str, said: str) -> None:
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as connection:
+        sent = f"POST {CHAT} HTTP/1.1\r\n{head}\r\n\r\n".encode()
+        connection.sendall(sent[:65_000])
+        if rest := sent[65_000:66_000]:
+            time.sleep(0.2)  # Bytes that the server has not read when it closes would cost its answer.
+            connection.sendall(rest)
+        answer = b"".join(iter(lambda: connection.recv(1000), b"")).decode()
+    assert answer.startswith("HTTP/1.1 400 ")
+    assert "content-type: application/json" in answer
+    error = json.loads(answer.partition("\r\n\r\n")[2])["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert said in error["message"]
 
 
 def test_an_unknown_address_is_not_found(url: str) -> None:

@@ -2,7 +2,9 @@
 
 import asyncio
 import errno
+import json
 import socket
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
@@ -12,6 +14,7 @@ from fastapi import FastAPI
 
 from wenfang.core.errors import PortError
 from wenfang.core.language import say
+from wenfang.serve.errors import ApiError
 
 if TYPE_CHECKING:
     import uvicorn
@@ -69,15 +72,28 @@ def url_of(listener: socket.socket) -> str:
 
 def configure(app: FastAPI, *, drain_s: int = SHUTDOWN_S) -> "uvicorn.Config":
     """How uvicorn is to serve an application."""
+    import h11
     import uvicorn
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class Protocol(H11Protocol):
-        """Closes connections whose first request does not come."""
+        """Closes connections whose first request does not come, and refuses what is no HTTP as all else is refused."""
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             self.loop.call_later(HEADER_S, self._hurry)
+
+        def send_400_response(self, msg: str) -> None:
+            if self.conn.our_state is h11.SEND_BODY:  # An answer is under way: nothing else can be said.
+                self.transport.close()
+                return
+            body = json.dumps(_no_http(sys.exception() or msg).body(), ensure_ascii=False).encode()
+            size = str(len(body))
+            headers = [("content-type", "application/json"), ("content-length", size), ("connection", "close")]
+            head = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
+            events = (head, h11.Data(data=body), h11.EndOfMessage())
+            self.transport.write(b"".join(self.conn.send(event) or b"" for event in events))
+            self.transport.close()
 
         def _hurry(self) -> None:
             if self.cycle is None and not self.transport.is_closing():
@@ -123,6 +139,8 @@ def run_server(
                     task.cancel()
             if cut:
                 await asyncio.wait(cut, timeout=LAST_WORD_S)
+            if self.force_exit:  # Uvicorn has skipped it, and would log a traceback when the loop ends in its midst.
+                await self.lifespan.shutdown()
 
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             self.force_exit = self.should_exit
@@ -130,6 +148,20 @@ def run_server(
 
     with listener, suppress(KeyboardInterrupt):  # uvicorn raises the signal again once everything is closed.
         Server(configure(app, drain_s=drain_s)).run(sockets=[listener])
+
+
+def _no_http(error: object) -> ApiError:
+    """Bytes that h11 does not read as a request; `error` is what it says, without what it quotes."""
+    reason = str(error).partition(": bytearray(")[0].rstrip(".")
+    if getattr(error, "error_status_hint", 400) == 431:
+        reason = say(zh=f"開頭超過 {MAX_HEAD_BYTES:,} 位元組", en=f"its head is larger than {MAX_HEAD_BYTES:,} bytes")
+    return ApiError(
+        say(
+            zh=f"這不是有效的 HTTP/1.1 請求：{reason}。請檢查第一行與標頭。",
+            en=f"This is no valid HTTP/1.1 request: {reason}. Check its first line and headers.",
+        ),
+        code="invalid_http",
+    )
 
 
 def _no_such_host(host: str) -> PortError:
