@@ -18,6 +18,7 @@ import pytest
 from serve.fakes import FakeEngine, live, undisturbed
 
 from wenfang.cli import main
+from wenfang.core.errors import InputError
 from wenfang.serve import Allowance, Dispatcher, create_app, create_app_for, load_keys, new_key
 from wenfang.serve.gate import OPEN_PATHS
 from wenfang.serve.limits import Limits
@@ -27,6 +28,7 @@ from wenfang.serve.routes import ROUTES
 
 ASK = {"model": "fake-poet", "messages": [{"role": "user", "content": "秋"}]}
 CHAT = "/v1/chat/completions"
+POET = Path(__file__).parents[2] / "models" / "poet"
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +153,59 @@ def test_a_key_is_printed_once(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["serve", str(tmp_path), "--keys", str(path)]) == 2
 
 
+ENTRY = {"name": "alice", "sha256": "a" * 64}
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ([], "'JSON' must be an object"),
+        ({"kys": []}, "there is no 'kys'. Did you mean 'keys'?"),
+        ({"keys": {}}, "'keys' must be a list"),
+        ({"keys": [5]}, "'keys[0]' must be an object"),
+        ({"keys": [ENTRY, {"name": "bob"}]}, "'keys[1].sha256' is missing"),
+        ({"keys": [{**ENTRY, "name": ""}]}, "'keys[0].name' must be a text of 1 to 64 characters"),
+        ({"keys": [{**ENTRY, "sha256": "secretive"}]}, "'keys[0].sha256' must be 64 lower-case hexadecimal digits"),
+        ({"keys": [{**ENTRY, "concurrent": "3"}]}, "'keys[0].concurrent' must be a whole number from 1 to"),
+        ({"keys": [{**ENTRY, "tokens_per_minute": 10**400}]}, "'keys[0].tokens_per_minute' must be a whole number"),
+        ({"keys": [{**ENTRY, "limit": 3}]}, "there is no 'keys[0].limit'. Known are name, sha256, requests_per_minute"),
+    ],
+)
+def test_a_faulty_key_file_is_explained(content: object, fault: str, tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError) as refused:
+        load_keys(path)
+    assert str(refused.value).startswith(f"The key file {str(path)!r} cannot be used: {fault}")
+    assert "\n" not in str(refused.value)
+    assert "secretive" not in str(refused.value)
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["serve", "key", "new", "k.json", "--requests-per-minute", "0"], "--requests-per-minute"),
+        (["serve", "key", "new", "k.json", "--concurrent", "-1"], "--concurrent"),
+        (["serve", "key", "new", "k.json", "--tokens-per-minute", str(2**31)], "--tokens-per-minute"),
+        (["serve", "key", "new", "k.json", "--name", ""], "'name'"),
+        (["serve", "nowhere", "--drain-s", "-5"], "--drain-s"),
+        (["serve", str(POET), "--lookup", "0"], "--lookup"),
+        (["serve", str(POET), "--port", "-1"], "--port"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_by_its_option(
+    words: list[str], said: str, language: str, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WENFANG_LANGUAGE", language)
+    assert main(words) == 2
+    message = capsys.readouterr().err
+    assert said in message
+    assert message.isascii() == (language == "en")
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_takes_too_long_is_ended() -> None:
     engine = FakeEngine()
     engine.pause_s, engine.tokens = 0.05, 100
@@ -177,14 +232,17 @@ def write_slowly(drain_s: int) -> tuple["subprocess.Popen[str]", str]:
     """A server that takes two seconds for an answer, and its address."""
     script = f"""
 from serve.fakes import FakeEngine
+from wenfang.cli.interrupt import unwinding
 from wenfang.serve import claim_port, create_app, run_server, url_of
 engine = FakeEngine()
 engine.tokens, engine.pause_s = 40, 0.05
 listener = claim_port("127.0.0.1", 0)
-run_server(create_app(engine), listener, on_ready=lambda: print(url_of(listener), flush=True), drain_s={drain_s})
+with unwinding():
+    run_server(create_app(engine), listener, on_ready=lambda: print(url_of(listener), flush=True), drain_s={drain_s})
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    server = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    server = subprocess.Popen([sys.executable, "-c", script], **pipes, text=True, env=environment)
     assert server.stdout is not None
     return server, server.stdout.readline().strip()
 
@@ -204,6 +262,8 @@ def test_a_signal_drains_and_a_second_one_ends(second: bool) -> None:
             *_, last = (line for line in lines if line)
             assert json.loads(last.removeprefix("data: "))["error"]["code"] == "shutting_down"
             server.wait(2)
+            assert server.stderr is not None
+            assert server.stderr.read() == ""
             return
         assert [line for line in lines if line][-1] == "data: [DONE]"
     server.wait(10)

@@ -7,7 +7,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, get_args, get_origin
 
-from cyclopts import CoercionError, CycloptsError, MissingArgumentError, UnknownCommandError, UnknownOptionError
+from cyclopts import (
+    CoercionError,
+    CycloptsError,
+    MissingArgumentError,
+    UnknownCommandError,
+    UnknownOptionError,
+    ValidationError,
+)
 
 import wenfang
 from wenfang.cli.interrupt import Terminated
@@ -99,17 +106,21 @@ def _mistake(error: CycloptsError) -> str:
             return say(zh=f"{name} 的值 {value!r} 不是 {listed} 之一。", en=f"{name} is {value!r}; known are {listed}.")
         kind = getattr(error.target_type, "__name__", str(error.target_type))
         return say(zh=f"{name} 的值 {value!r} 不是 {kind}。", en=f"{name} is {value!r}, which is not a valid {kind}.")
+    if isinstance(error, ValidationError) and error.argument is not None:
+        name, value, bound = error.argument.name, error.argument.value, error.exception_message
+        bound = say(zh=bound.replace("Must be", "必須").rstrip(".") + "。", en=bound)  # As `validators.Number` says it.
+        return say(zh=f"{name} 不能是 {value}。{bound}", en=f"{name} cannot be {value}. {bound}")
     return " ".join(str(error).split())
 
 
 def _refused(cause: BaseException) -> str:
     """Why a config does not accept an option's value; empty when the cause is something else."""
-    from pydantic import ValidationError
+    import pydantic
 
     from wenfang.core.config import Config
     from wenfang.recipe.reasons import first_error, reason
 
-    return reason(first_error(cause), Config) if isinstance(cause, ValidationError) else ""
+    return reason(first_error(cause), Config) if isinstance(cause, pydantic.ValidationError) else ""
 
 
 def _system(error: OSError) -> str:

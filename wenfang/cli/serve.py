@@ -45,6 +45,7 @@ _REQUESTS = say(zh="每分鐘最多幾個請求。", en="Most requests in a minu
 _CONCURRENT = say(zh="同時最多幾個請求。", en="Most requests at once.")
 _TOKENS = say(zh="每分鐘最多幾個詞元，讀寫都算。", en="Most tokens in a minute, read and written.")
 _PORT = say(zh="連接埠。", en="Port to listen on.")
+_ALLOWED = validators.Number(gte=1, lt=2**31)
 
 
 _EXAMPLES = ("wenfang serve models/poet", "wenfang serve runs/poet --port 8080", "wenfang serve key new keys.json")
@@ -81,8 +82,8 @@ def run(
     quantize: Quantize = None,
     keys: Annotated[Path | None, Parameter(help=_KEYS)] = None,
     adapter: Annotated[dict[str, Path] | None, Parameter(help=_ADAPTER)] = None,
-    memory_gb: Annotated[float | None, Parameter(help=_MEMORY, validator=validators.Number(gt=0, lt=1e6))] = None,
-    drain_s: Annotated[int, Parameter(help=_DRAIN)] = 30,
+    memory_gb: Annotated[float | None, Parameter(help=_MEMORY, validator=validators.Number(gt=0, lt=1_000_000))] = None,
+    drain_s: Annotated[int, Parameter(help=_DRAIN, validator=validators.Number(gte=0, lt=1_000_000))] = 30,
     engine: Annotated[str, Parameter(help=_ENGINE)] = "wenfang",
 ) -> None:
     """Serve models behind an OpenAI-compatible API until Ctrl-C."""
@@ -125,9 +126,9 @@ def new(
     /,
     *,
     name: Annotated[str, Parameter(help=_NAME)] = "default",
-    requests_per_minute: Annotated[int | None, Parameter(help=_REQUESTS)] = None,
-    concurrent: Annotated[int | None, Parameter(help=_CONCURRENT)] = None,
-    tokens_per_minute: Annotated[int | None, Parameter(help=_TOKENS)] = None,
+    requests_per_minute: Annotated[int | None, Parameter(help=_REQUESTS, validator=_ALLOWED)] = None,
+    concurrent: Annotated[int | None, Parameter(help=_CONCURRENT, validator=_ALLOWED)] = None,
+    tokens_per_minute: Annotated[int | None, Parameter(help=_TOKENS, validator=_ALLOWED)] = None,
 ) -> None:
     """Add a key to a file and print it, this once: the file keeps only its hash."""
     from wenfang.serve import Allowance, new_key

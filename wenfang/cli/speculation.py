@@ -61,5 +61,8 @@ def speculation(draft: Path | None, lookup: int | None, look_ahead: bool) -> "Sp
 
         return DraftModel.load(find_model(draft).model)
     if lookup is not None:
-        return Lookup(lookup)
+        try:
+            return Lookup(lookup)
+        except InputError as error:
+            raise InputError(f"--lookup: {error}") from None
     return LookAhead() if look_ahead else None
