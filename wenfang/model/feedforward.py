@@ -1,11 +1,13 @@
 """What happens at each position on its own."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wenfang.model.config import Activation, DecoderConfig
 from wenfang.model.linear import Linear
 from wenfang.model.memory import Memory
+from wenfang.native import silu_gate, takes_gate
 
 
 def activate(x: Tensor, name: Activation) -> Tensor:
@@ -32,4 +34,7 @@ class FeedForward(nn.Module):
     def forward(self, x_BTD: Tensor, memory: Memory) -> Tensor:
         if self.gate_proj is None:
             return self.down_proj(activate(self.up_proj(x_BTD), self.activation))
-        return self.down_proj(activate(self.gate_proj(x_BTD), self.activation) * self.up_proj(x_BTD))
+        gate, up = self.gate_proj(x_BTD), self.up_proj(x_BTD)
+        if self.activation == "silu" and torch.is_grad_enabled() and takes_gate(gate):
+            return self.down_proj(silu_gate(gate, up))
+        return self.down_proj(activate(gate, self.activation) * up)

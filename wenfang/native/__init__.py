@@ -5,5 +5,7 @@ May import `core` only.
 """
 
 from wenfang.native.attention import attention, can_attend
+from wenfang.native.cross_entropy import cross_entropy_, takes_logits
+from wenfang.native.silu_gate import silu_gate, takes_gate
 
-__all__ = ["attention", "can_attend"]
+__all__ = ["attention", "can_attend", "cross_entropy_", "silu_gate", "takes_gate", "takes_logits"]

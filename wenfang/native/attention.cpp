@@ -44,25 +44,20 @@ template <class T>
 constexpr int COLUMNS = HAS_TILES ? TILE * IN_UNIT<T> : WIDTH;  // Positions that are looked at together: whole tiles.
 
 floats load(const float* x) { return read<floats>(x); }
-void store(float* out, floats x) { write(out, x); }
 #if defined(__AVX512BF16__)
 words load(const pair* x) { return read<words>(x); }
 words spread(pair x) { return words{} + x; }
 floats add_product(floats sum, words left, words right) {
   return (floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)left, (__m512bh)right);
 }
-void store(bf16* out, floats x) { write(out, narrow(x)); }
 #endif
 
 // `store` past the caches where the processor can; `settle` makes it visible to others.
-#if defined(__AVX512BF16__)
-void pass(bf16* out, floats x) {
-  __m128i parts[2];
-  write(parts, narrow(x));
-  _mm_stream_si128((__m128i*)out, parts[0]), _mm_stream_si128((__m128i*)out + 1, parts[1]);
-}
+#if defined(__AVX512BF16__) && defined(__AVX__)
+void pass(bf16* out, floats x) { _mm256_stream_si256((__m256i*)out, (__m256i)narrow(x)); }
 void settle() { _mm_sfence(); }
 #else
+void pass(bf16* out, floats x) { store(out, x); }
 void settle() {}
 #endif
 void pass(float* out, floats x) { store(out, x); }
@@ -161,16 +156,15 @@ void expect(Head<T> x, int t, int width) {
 template <class T>
 void turn(Head<T> x, int rows, int padded, int width, Unit<T>* out, int line) {
   const int units = width / IN_UNIT<T>;
-  for (int t = 0; t < padded; t += WIDTH) {
-    for (int i = 0; i < WIDTH; ++i) expect(x, t + AHEAD + i, width);
+  for (int t = 0; t < padded; t += WIDTH)
     for (int p = 0; p < units; p += WIDTH) {
       words square[WIDTH] = {};
+      for (int i = 0; i < WIDTH; ++i) __builtin_prefetch(x.data + (t + AHEAD + i) * x.row + IN_UNIT<T> * p);
       for (int i = 0; i < std::min(WIDTH, rows - t); ++i)
         square[i] = read_some<words>(x.data + (t + i) * x.row + IN_UNIT<T> * p, units - p);
       transpose(square);
       for (int i = 0; i < std::min(WIDTH, units - p); ++i) write(out + (p + i) * line + t, square[i]);
     }
-  }
 }
 
 // Rows as the left operand: contiguous, with zero rows up to `padded`.

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from wenfang.native.library import load
+from wenfang.native.library import constant_while_compiling, load
 
 SOURCE = Path(__file__).with_name("attention.cpp")
 WIDTH_STEP = 16
@@ -39,13 +39,9 @@ def _compiled() -> tuple[torch.dtype, ...]:
     return tuple(dtype for dtype, name in NAMES.items() if hasattr(_library(), f"attention_forward_{name}"))
 
 
+@constant_while_compiling
 def _formats() -> tuple[torch.dtype, ...]:
-    return _compiled()  # In a function of its own: the compiler looks through caches, and fails inside `_compiled`.
-
-
-# Compilation takes the answer as it is instead of tracing how it is found. This is all that torch.compiler's
-# assume_constant_result does besides loading the whole compiler, 1.5 s and 70 MB where nothing is compiled.
-_formats._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return _compiled()
 
 
 def can_attend(q_BHTK: Tensor, v_BGTV: Tensor) -> bool:

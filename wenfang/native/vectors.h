@@ -102,6 +102,9 @@ inline halves narrow(floats x) {
 #endif
 }
 
+inline void store(float* out, floats x) { write(out, x); }
+inline void store(bf16* out, floats x) { write(out, narrow(x)); }
+
 // All bits of the lanes base + i with low ≤ base + i < high.
 inline ints between(int base, int low, int high) {
   const ints at = base + COUNTING;

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from wenfang.model import Decoder
 from wenfang.model.memory import AttentionSpec, Memory, attention_products
+from wenfang.native import cross_entropy_, takes_logits
 from wenfang.train import flex
 from wenfang.train.packing import IGNORED
 
@@ -121,7 +122,7 @@ def _nats(model: Decoder, states_BTD: Tensor, targets_BT: Tensor, smoothing: Smo
         return sum_nats(states_ND, head.weight, targets_N, model.config.logit_softcap, smoothing)
     weight_VD = head.weight.to(states_ND.dtype)
     parts = [
-        _Part(states_ND[rows], weight_VD, targets_N[rows], model.config.logit_softcap, smoothing).nats
+        _Part(states_ND[rows] @ weight_VD.T, targets_N[rows], model.config.logit_softcap, smoothing).nats
         for rows in _parts(states_ND, len(weight_VD))
     ]
     return torch.stack(parts).sum()
@@ -135,14 +136,20 @@ def _parts(states_ND: Tensor, vocab_size: int) -> list[slice]:
     return [slice(start, start + rows) for start in range(0, count, rows)]
 
 
+def _lose(logits_NV: Tensor, targets_N: Tensor, cap: float | None, smoothing: Smoothing) -> tuple[Tensor, Tensor]:
+    """What some rows lose in all, and the gradient of that in the logits' format and perhaps in their place."""
+    if cap is None and takes_logits(logits_NV):
+        return cross_entropy_(logits_NV, targets_N, *smoothing).sum(), logits_NV
+    part = _Part(logits_NV, targets_N, cap, smoothing)
+    return part.nats, part.gradient(logits_NV.dtype)
+
+
 class _Part:
     """Logits of some rows, what they lose, and the gradient of that."""
 
-    def __init__(
-        self, states_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, cap: float | None, smoothing: Smoothing
-    ) -> None:
+    def __init__(self, logits_NV: Tensor, targets_N: Tensor, cap: float | None, smoothing: Smoothing) -> None:
         self._smoothing, self._cap = smoothing, cap
-        logits_NV = (states_ND @ weight_VD.T).float()
+        logits_NV = logits_NV.float()
         self._logits_NV = logits_NV if cap is None else (logits_NV / cap).tanh() * cap
         self._learned_N1 = (targets_N != IGNORED)[:, None]
         self._targets_N1 = targets_N.clamp(min=0)[:, None]
@@ -185,9 +192,8 @@ class _HeadLoss(torch.autograd.Function):
         slope_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if learns else None
         nats, slopes_ND = [], []
         for rows in _parts(states_ND, len(weight_VD)):
-            part = _Part(states_ND[rows], rounded_VD, targets_N[rows], cap, smoothing)
-            nats.append(part.nats)
-            slope_NV = part.gradient(states_ND.dtype)
+            lost, slope_NV = _lose(states_ND[rows] @ rounded_VD.T, targets_N[rows], cap, smoothing)
+            nats.append(lost)
             slopes_ND.append(slope_NV @ rounded_VD)
             if slope_VD is not None:
                 slope_VD = slope_VD + slope_NV.T @ states_ND[rows]

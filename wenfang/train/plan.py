@@ -20,13 +20,15 @@ from wenfang.train.loss import cross_entropy_sum
 from wenfang.train.optimizer import make_optimizers
 from wenfang.train.recompute import recompute_blocks
 
-COMPILED_SHARE = {"full": 0.53, "adapter": 0.75}
-"""Activations of a compiled step over those of an eager one, by what is trained (docs/log.md, 2026-11-24 and 26)."""
-RETAINED = {"full": 1.4, "adapter": 1.8}
+COMPILED_SHARE = {"full": 0.72, "adapter": 0.76}
+"""Activations of a compiled step over those of an eager one, by what is trained (docs/log.md, 2026-11-27)."""
+RETAINED = {"full": 1.35, "adapter": 1.6}
 """Resident size over live tensors of an eager step whose freed memory stays with the process, by what is trained (there
 too). A compiled step reuses its blocks as planned."""
-CODE_BYTES = {False: 30_000_000, True: 50_000_000}
+CODE_BYTES = {False: 30_000_000, True: 110_000_000}
 """Resident size of what training loads besides torch, uncompiled and compiled."""
+GRAPH_BYTES = {"full": 3_000_000, "adapter": 18_000_000}
+"""Resident size of what the compiler makes and keeps of a layer, by what is trained (there too)."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,15 @@ class TrainingPlan:
     loading_bytes: int
     """Dense fp32 weights, which are there before freezing and after merging."""
     compiled: bool
+    code_bytes: int
+    """Resident size of what is loaded besides torch, and of what the compiler makes."""
     flops_per_token: float
     """Arithmetic of one step per token, backward included."""
 
     @property
     def memory_bytes(self) -> int:
         """Largest resident size of the process."""
-        process = PROCESS_BYTES + CODE_BYTES[self.compiled]
+        process = PROCESS_BYTES + self.code_bytes
         step = self.weights_bytes + self.optimizer_bytes + self.working_bytes
         slack = FRAGMENTATION if self.compiled else RETAINED[self.trained]
         return process + max(int(slack * step), self.weights_bytes + self.loading_bytes)
@@ -115,6 +119,7 @@ def plan_training(
         working_bytes=int(working * (COMPILED_SHARE[trained] if compiled else 1)),
         loading_bytes=found["dense"] if way.method != "full" else 0,
         compiled=compiled,
+        code_bytes=CODE_BYTES[compiled] + (config.layers * GRAPH_BYTES[trained] if compiled else 0),
         flops_per_token=found["flops"] / (batch * context),
     )
 
