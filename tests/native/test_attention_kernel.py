@@ -1,7 +1,6 @@
 """The kernel against torch's own attention in fp64, forward and backward."""
 
 import ctypes
-import functools
 import shutil
 import sys
 from collections.abc import Callable
@@ -10,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from native.processors import compiled_for
 from torch import Tensor
 
 from wenfang.native import attention, can_attend, library
@@ -18,13 +16,6 @@ from wenfang.native import attention, can_attend, library
 KERNEL = sys.modules["wenfang.native.attention"]  # In the package its name is the function's.
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
 HAS_BF16 = Path("/proc/cpuinfo").exists() and "avx512_bf16" in Path("/proc/cpuinfo").read_text()
-
-
-@pytest.fixture(scope="module")
-def libraries(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ctypes.CDLL]:
-    """The kernel for a processor, emulated where need be."""
-    folder = tmp_path_factory.mktemp("kernel")
-    return functools.cache(lambda processor: compiled_for(processor, KERNEL.SOURCE, folder))
 
 
 def _heads(B: int, H: int, T: int, K: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:

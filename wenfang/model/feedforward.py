@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from wenfang.model.config import Activation, DecoderConfig
 from wenfang.model.linear import Linear
 from wenfang.model.memory import Memory
-from wenfang.native import silu_gate, takes_gate
+from wenfang.native import can_compute, silu_gate
 
 
 def activate(x: Tensor, name: Activation) -> Tensor:
@@ -35,6 +35,6 @@ class FeedForward(nn.Module):
         if self.gate_proj is None:
             return self.down_proj(activate(self.up_proj(x_BTD), self.activation))
         gate, up = self.gate_proj(x_BTD), self.up_proj(x_BTD)
-        if self.activation == "silu" and torch.is_grad_enabled() and takes_gate(gate):
+        if self.activation == "silu" and torch.is_grad_enabled() and can_compute(gate):
             return self.down_proj(silu_gate(gate, up))
         return self.down_proj(activate(gate, self.activation) * up)

@@ -5,7 +5,6 @@ May import `core` only.
 """
 
 from wenfang.native.attention import attention, can_attend
-from wenfang.native.cross_entropy import cross_entropy_, takes_logits
-from wenfang.native.silu_gate import silu_gate, takes_gate
+from wenfang.native.training import can_compute, cross_entropy_, silu_gate
 
-__all__ = ["attention", "can_attend", "cross_entropy_", "silu_gate", "takes_gate", "takes_logits"]
+__all__ = ["attention", "can_attend", "can_compute", "cross_entropy_", "silu_gate"]

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from wenfang.model import Decoder
 from wenfang.model.memory import AttentionSpec, Memory, attention_products
-from wenfang.native import cross_entropy_, takes_logits
+from wenfang.native import can_compute, cross_entropy_
 from wenfang.train import flex
 from wenfang.train.packing import IGNORED
 
@@ -138,7 +138,7 @@ def _parts(states_ND: Tensor, vocab_size: int) -> list[slice]:
 
 def _lose(logits_NV: Tensor, targets_N: Tensor, cap: float | None, smoothing: Smoothing) -> tuple[Tensor, Tensor]:
     """What some rows lose in all, and the gradient of that in the logits' format and perhaps in their place."""
-    if cap is None and takes_logits(logits_NV):
+    if cap is None and logits_NV.is_contiguous() and can_compute(logits_NV):
         return cross_entropy_(logits_NV, targets_N, *smoothing).sum(), logits_NV
     part = _Part(logits_NV, targets_N, cap, smoothing)
     return part.nats, part.gradient(logits_NV.dtype)
