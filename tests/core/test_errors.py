@@ -16,6 +16,7 @@ def test_bad_input_is_code_2_and_the_rest_code_1() -> None:
         "RecipeError": 2,
         "DataError": 2,
         "TokenizerError": 2,
+        "GrammarError": 2,
         "ModelError": 2,
         "PortError": 2,
     }
