@@ -109,8 +109,8 @@ def test_a_folder_in_place_of_a_file_is_a_missing_file(corpus: Path) -> None:
 def test_another_kind_and_no_folder_are_told(corpus: Path) -> None:
     with pytest.raises(InputError, match="corpus' is a corpus; a model is needed here"):
         check_artifact(corpus, "model")
-    for absent in (corpus / "nowhere", corpus / "train.txt"):
-        with pytest.raises(InputError, match="No folder"):
+    for absent, why in ((corpus / "nowhere", r"'\. Check the path"), (corpus / "train.txt", "': it is a file")):
+        with pytest.raises(InputError, match=f"No folder '.*{why}"):
             check_artifact(absent, "corpus")
     with pytest.raises(InputError, match=r"has no wenfang\.json"):
         read_manifest(corpus / "deep")

@@ -178,6 +178,15 @@ def test_a_bad_line_is_named(base: Path, tmp_path: Path, line: str, told: str) -
         fine_tune(base, conversations(tmp_path, turn(), line), tmp_path / "out")
 
 
+def test_a_folder_without_conversations_is_told_what_it_lacks(base: Path, tmp_path: Path) -> None:
+    folder = conversations(tmp_path, turn())
+    (folder / "validation.jsonl").rename(folder / "talk.jsonl")
+    with pytest.raises(
+        DataError, match=r"No file '.*validation\.jsonl'\. Conversations are a folder with train\.jsonl"
+    ):
+        fine_tune(base, folder, tmp_path / "out")
+
+
 def test_too_long_can_be_dropped_or_truncated(base: Path, tmp_path: Path) -> None:
     folder = conversations(tmp_path, turn(), turn("白" * 100))
     for choice in ("drop", "truncate"):

@@ -121,6 +121,13 @@ def check_artifact(folder: Path, kind: str) -> None:
     Raises:
         InputError: no such folder, another kind, or a file missing or truncated.
     """
+    if folder.is_file():
+        raise InputError(
+            say(
+                zh=f"找不到資料夾 {str(folder)!r}：它是檔案。請給它所在的資料夾。",
+                en=f"No folder {str(folder)!r}: it is a file. Give the folder that holds it.",
+            )
+        )
     if not folder.is_dir():
         raise InputError(
             say(

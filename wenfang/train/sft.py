@@ -88,6 +88,13 @@ def read_conversations(path: Path) -> Iterator[tuple[int, Conversation]]:
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
                 yield number, _conversation(path, number, line)
+    except FileNotFoundError:
+        raise DataError(
+            say(
+                zh=f"沒有檔案 {str(path)!r}。對話是一個資料夾，裡面有 train.jsonl 與 validation.jsonl。",
+                en=f"No file {str(path)!r}. Conversations are a folder with train.jsonl and validation.jsonl.",
+            )
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             say(zh=f"{str(path)!r} 無法讀取：{error}", en=f"{str(path)!r} cannot be read: {error}")
