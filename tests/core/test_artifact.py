@@ -66,11 +66,15 @@ def test_files_are_recorded_by_size_and_hash(corpus: Path) -> None:
 
 
 def test_a_whole_artifact_of_the_right_kind_passes(corpus: Path) -> None:
+    before = record_files(corpus)
     check_artifact(corpus, "corpus")
+    assert record_files(corpus) == before
+    assert read_manifest(corpus).kind == "corpus"
 
 
 def test_a_folder_from_outside_is_left_to_its_reader(tmp_path: Path) -> None:
     check_artifact(tmp_path, "corpus")
+    assert not list(tmp_path.iterdir())  # Nor is it given a manifest.
 
 
 @pytest.mark.parametrize(

@@ -13,3 +13,17 @@ def libraries(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     """The kernel that the module calls `KERNEL`, for a processor, emulated where need be."""
     folder = tmp_path_factory.mktemp("kernel")
     return functools.cache(lambda processor: compiled_for(processor, request.module.KERNEL.SOURCE, folder))
+
+
+@pytest.fixture
+def run_on(
+    request: pytest.FixtureRequest, libraries: Callable[[str], ctypes.CDLL], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], None]:
+    """Has the module's kernel run as on a processor; "this" is the one at hand."""
+
+    def choose(processor: str) -> None:
+        if processor != "this":
+            library = libraries(processor)
+            monkeypatch.setattr(request.module.KERNEL, "_library", lambda: library)
+
+    return choose

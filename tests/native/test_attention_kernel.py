@@ -1,6 +1,5 @@
 """The kernel against torch's own attention in fp64, forward and backward."""
 
-import ctypes
 import shutil
 import sys
 from collections.abc import Callable
@@ -66,14 +65,11 @@ def test_context_and_gradients_are_those_of_torch(
     starts: str,
     dtype: torch.dtype,
     processor: str,
-    libraries: Callable[[str], ctypes.CDLL],
-    monkeypatch: pytest.MonkeyPatch,
+    run_on: Callable[[str], None],
 ) -> None:
     B, H, G, T, K = shape
     torch.manual_seed(0)
-    if processor != "this":
-        library = libraries(processor)
-        monkeypatch.setattr(KERNEL, "_library", lambda: library)
+    run_on(processor)
     error = 2e-6 if dtype == torch.float32 else 0.006  # 24 and 8 bits kept.
     q, k, v = _heads(B, H, T, K, dtype), _heads(B, G, T, K, dtype), _heads(B, G, T, K, dtype)
     starts_BT, scale = _starts(starts, B, T), 0.7 * K**-0.5

@@ -1,6 +1,5 @@
 """The kernels against torch's own operators in fp64, forward and backward."""
 
-import ctypes
 import shutil
 from collections.abc import Callable
 
@@ -8,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from wenfang.native import can_compute, cross_entropy_, silu_gate
-from wenfang.native import training as KERNEL
+from wenfang.native import can_compute, cross_entropy_, silu_gate, training
 
+KERNEL = training
 pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
 
 
@@ -24,13 +23,10 @@ def test_nats_and_their_gradients_are_those_of_torch(
     z: float,
     dtype: torch.dtype,
     processor: str,
-    libraries: Callable[[str], ctypes.CDLL],
-    monkeypatch: pytest.MonkeyPatch,
+    run_on: Callable[[str], None],
 ) -> None:
     torch.manual_seed(0)
-    if processor != "this":
-        library = libraries(processor)
-        monkeypatch.setattr(KERNEL, "_library", lambda: library)
+    run_on(processor)
     logits_NV = (torch.randn(7, width) * 9 + 30).to(dtype)
     targets_N = torch.randint(width, (7,))
     targets_N[2] = -100
@@ -64,13 +60,10 @@ def test_values_and_gradients_are_those_of_torch(
     shape: tuple[int, ...],
     dtype: torch.dtype,
     processor: str,
-    libraries: Callable[[str], ctypes.CDLL],
-    monkeypatch: pytest.MonkeyPatch,
+    run_on: Callable[[str], None],
 ) -> None:
     torch.manual_seed(0)
-    if processor != "this":
-        library = libraries(processor)
-        monkeypatch.setattr(KERNEL, "_library", lambda: library)
+    run_on(processor)
     gate, up = (10 * torch.randn(shape)).to(dtype).requires_grad_(), torch.randn(shape, dtype=dtype, requires_grad=True)
     slope = torch.randn(shape[::-1], dtype=dtype).permute(*range(len(shape))[::-1])  # Not in the order of memory.
     ours = silu_gate(gate, up)
